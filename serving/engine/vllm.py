@@ -1,0 +1,233 @@
+"""vLLM's EngineCore as the host's `Core`. The only file that imports vLLM, with its siblings
+`vllm_scheduler.py` and `simulated.py` which vLLM itself loads.
+
+Supports vLLM 0.32. What it relies on below the public API, each held by a contract test:
+`MPClient` (starts the core's process and speaks its ZeroMQ protocol), `InputProcessor`
+(sampling parameters and stop ids from the generation config, once per request).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from asyncio import AbstractEventLoop, get_running_loop
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import zmq
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs.engine import tokens_input
+from vllm.platforms import current_platform
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine import FinishReason as VllmFinish
+from vllm.v1.engine.core_client import MPClient
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.executor import Executor
+from vllm.v1.outputs import LogprobsLists
+
+from serving.core import FinishReason, Output, Sampling, TokenLogprobs
+from serving.engine import messages
+from serving.engine.host import CoreFacts, CoreState
+from serving.engine.vllm_scheduler import REPLICA_PID
+from serving.settings import EngineSettings
+
+log = logging.getLogger(__name__)
+
+_FINISH = {
+    VllmFinish.STOP: FinishReason.STOP,
+    VllmFinish.LENGTH: FinishReason.LENGTH,
+    VllmFinish.ABORT: FinishReason.ABORT,
+    VllmFinish.ERROR: FinishReason.ERROR,
+    VllmFinish.REPETITION: FinishReason.STOP,
+}
+
+OnStep = Callable[[Iterable[tuple[str, Output]]], None]
+
+
+def engine_args(settings: EngineSettings, path: str, revision: str | None = None) -> EngineArgs:
+    """vLLM's arguments for these settings. Raises TypeError for an unknown key in `extra`."""
+    cpu = current_platform.is_cpu()
+    gib = settings.kv_cache_gib if settings.kv_cache_gib is not None else (2.0 if cpu else None)
+    arguments: dict[str, Any] = {
+        "model": path,
+        "revision": revision,
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "block_size": settings.block_size,
+        "kv_cache_memory_bytes": int(gib * 2**30) if gib is not None else None,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
+        "enforce_eager": cpu if settings.enforce_eager is None else settings.enforce_eager,
+        "seed": settings.seed,
+        "scheduling_policy": "priority",
+        "scheduler_cls": "serving.engine.vllm_scheduler.build",
+    }
+    if settings.executor != "auto":
+        arguments["distributed_executor_backend"] = settings.executor
+    elif settings.pipeline_parallel_size > 1:
+        arguments["distributed_executor_backend"] = "ray"
+    if settings.device == "simulated":
+        arguments["distributed_executor_backend"] = "serving.engine.simulated.SimulatedExecutor"
+        arguments["additional_config"] = {"profile": settings.profile.model_dump()}
+    return EngineArgs(**(arguments | settings.extra))
+
+
+class VllmCore(MPClient):
+    """One EngineCore process, read from an event loop without threads or queues in between.
+
+    vLLM's own asyncio client costs a task and a queue per step; here the loop watches the output
+    socket's descriptor and decodes in place. The constructor blocks until the core is ready
+    (seconds to minutes) and must run in a thread that outlives the core: the core dies with it.
+    """
+
+    def __init__(self, settings: EngineSettings, path: str, revision: str | None = None) -> None:
+        config = engine_args(settings, path, revision).create_engine_config()
+        os.environ[REPLICA_PID] = str(os.getpid())
+        super().__init__(False, config, Executor.get_class(config), log_stats=True)
+        assert isinstance(self.resources.output_socket, zmq.Socket)
+        self._outputs = self.resources.output_socket
+        self._inputs = InputProcessor(config)
+        cache, scheduler = config.cache_config, config.scheduler_config
+        self.facts = CoreFacts(
+            block_size=cache.block_size,
+            total_blocks=cache.num_gpu_blocks - 1,  # vLLM keeps one null block
+            max_model_len=config.model_config.max_model_len,
+            max_num_seqs=scheduler.max_num_seqs,
+            max_batched_tokens=scheduler.max_num_batched_tokens,
+        )
+        self.state = CoreState(free_blocks=self.facts.total_blocks)
+        self._loop: AbstractEventLoop | None = None
+        self._on_step: OnStep | None = None
+        self._on_death: Callable[[], None] | None = None
+
+    def start_engine_core_monitor(self) -> None:
+        """Watch the core's processes. vLLM's own monitor closes the sockets from its thread, under
+        the loop that reads them; this one only says so."""
+        manager, client = self.resources.engine_manager, weakref.ref(self)
+        if manager is None:
+            return
+
+        def watch() -> None:
+            manager.monitor_engine_liveness()
+            if core := client():
+                core._died()
+
+        threading.Thread(target=watch, daemon=True, name="engine-core-monitor").start()
+
+    # requests
+
+    def submit(self, request_id: str, request: messages.Submit, prompt: list[int]) -> None:
+        try:
+            made: EngineCoreRequest = self._inputs.process_inputs(
+                request_id,
+                tokens_input(prompt),
+                _sampling_params(request.sampling),
+                ("generate",),
+                priority=request.priority,
+            )
+        except (ValueError, TypeError, VLLMValidationError) as error:
+            raise ValueError(str(error)) from error
+        self._send(EngineCoreRequestType.ADD, made)
+
+    def abort(self, request_ids: list[str]) -> None:
+        if not self.resources.engine_dead:
+            self._send(EngineCoreRequestType.ABORT, request_ids)
+
+    def _send(self, kind: EngineCoreRequestType, payload: Any) -> None:
+        message = (self.core_engine, kind.value, *self.encoder.encode(payload))
+        self.input_socket.send_multipart(message, copy=False)
+
+    # steps
+
+    def listen(self, on_step: OnStep, on_death: Callable[[], None]) -> None:
+        self._loop, self._on_step, self._on_death = get_running_loop(), on_step, on_death
+        if self.resources.engine_dead:
+            self._loop.call_soon(on_death)
+            return
+        self._loop.add_reader(self._outputs.fileno(), self._readable)
+        self._readable()  # the descriptor is edge-triggered: what came before is not announced
+
+    def _readable(self) -> None:
+        """Take every step that has arrived. The descriptor only says 'look': read until empty."""
+        assert self._on_step is not None
+        while not self.resources.engine_dead:
+            try:
+                frames = self._outputs.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            try:
+                self.resources.validate_alive(frames)
+            except EngineDeadError:
+                self._died()
+                return
+            step: EngineCoreOutputs = self.decoder.decode(frames)
+            if step.utility_output is not None:
+                continue
+            if (stats := step.scheduler_stats) is not None:
+                self.state.running = stats.num_running_reqs
+                self.state.waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+                self.state.free_blocks = round((1 - stats.kv_cache_usage) * self.facts.total_blocks)
+            self._on_step(_outputs(step.outputs))
+
+    def _died(self) -> None:
+        """Called from the loop or from the monitor's thread; tells the host once."""
+        self.resources.engine_dead = True
+        on_death, self._on_death = self._on_death, None
+        if on_death is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(on_death)
+
+    def close(self) -> None:
+        """Stop the core and its workers."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._outputs.fileno())
+        self._on_death = None
+        self.shutdown(timeout=5)
+
+
+def _sampling_params(sampling: Sampling) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        seed=sampling.seed,
+        min_tokens=sampling.min_tokens,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+        stop_token_ids=list(sampling.stop_token_ids),
+        detokenize=False,
+        skip_clone=True,
+    )
+
+
+def _outputs(outputs: list[EngineCoreOutput]) -> Iterator[tuple[str, Output]]:
+    for output in outputs:
+        finish = output.finish_reason
+        yield (
+            output.request_id,
+            Output(
+                output.new_token_ids,
+                _FINISH[finish] if finish is not None else None,
+                _logprobs(output.new_logprobs) if output.new_logprobs is not None else None,
+                output.prefill_stats.num_cached_tokens if output.prefill_stats is not None else None,
+                output.stop_reason if isinstance(output.stop_reason, int) else None,
+            ),
+        )
+
+
+def _logprobs(lists: LogprobsLists) -> list[TokenLogprobs]:
+    """One entry per new token: the chosen token's log probability first, then the best."""
+    rows = zip(lists.logprob_token_ids.tolist(), lists.logprobs.tolist(), strict=True)
+    return [TokenLogprobs(token_ids, logprobs) for token_ids, logprobs in rows]

@@ -1,0 +1,1 @@
+"""What the server knows about models: their families, and the one it brings along."""
