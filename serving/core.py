@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -114,3 +115,37 @@ class EngineView:
     def blocks_for(self, tokens: int) -> int:
         """KV blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The facts of one request that is over, for observers."""
+
+    id: str
+    model: str
+    tenant: str
+    outcome: Outcome
+    seconds: float
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    first_token_seconds: float | None = None
+
+
+class Observer(Protocol):
+    """Told facts, never asked. Must not raise or block."""
+
+    def finished(self, request: Finished) -> None: ...
+
+
+class FleetState(Protocol):
+    """One model's queue and engines as they are now."""
+
+    @property
+    def queued(self) -> int: ...
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def engines(self) -> int: ...

@@ -134,8 +134,8 @@ class SchedulerSettings(_Section):
     queue_requests: Annotated[int, Field(ge=1)] = 1024
     queue_tokens: Annotated[int, Field(ge=1)] = 8_000_000
     """Prompt tokens that may wait."""
-    ahead: Annotated[int, Field(ge=0)] = 2
-    """Requests that an engine may hold waiting, so that its next step is full."""
+    steps_ahead: Annotated[int, Field(ge=1)] = 2
+    """Steps' worth of prompts that an engine may hold waiting, so that its next steps are full."""
 
 
 class RaySettings(_Section):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from serving import errors
+from serving.core import Outcome
 
 
 class Kind(Enum):
@@ -27,9 +28,8 @@ class Kind(Enum):
     INTERNAL = auto()
 
 
-KINDS = {Kind.INTERNAL: "an unexpected error in the server; the request id is in its log"}
-
 _KIND_OF: dict[type[Exception], Kind] = {
+    errors.ServingError: Kind.INTERNAL,
     errors.BadRequest: Kind.VALIDATION,
     errors.BadField: Kind.VALIDATION,
     errors.BadSyntax: Kind.SYNTAX,
@@ -47,5 +47,37 @@ _KIND_OF: dict[type[Exception], Kind] = {
 }
 
 
+class NoRoute(Exception):
+    """No such path, or not with this method. Only HTTP knows of it."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def kind_of(error: Exception) -> Kind:
+    if isinstance(error, NoRoute):
+        return Kind.NO_ROUTE
     return _KIND_OF.get(type(error), Kind.INTERNAL)
+
+
+def message_of(error: Exception) -> str:
+    """What the caller may read of it."""
+    if kind_of(error) is Kind.INTERNAL:
+        return "an unexpected error in the server; the request id is in its log"
+    return str(error)
+
+
+_OUTCOMES = {
+    Kind.UNKNOWN_MODEL: Outcome.UNKNOWN_MODEL,
+    Kind.OVERLOADED: Outcome.OVERLOADED,
+    Kind.LOADING: Outcome.LOADING,
+    Kind.DEADLINE: Outcome.DEADLINE,
+    Kind.ENGINE: Outcome.ENGINE_FAULT,
+    Kind.ENGINE_LOST: Outcome.ENGINE_FAULT,
+    Kind.INTERNAL: Outcome.INTERNAL,
+}
+
+
+def outcome_of(error: Exception) -> Outcome:
+    return _OUTCOMES.get(kind_of(error), Outcome.BAD_REQUEST)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 
@@ -15,7 +15,7 @@ from serving.errors import BadField, BadSyntax
 Check = Callable[[str, Any], Any]
 
 
-def parse(body: bytes, nesting: int) -> dict[str, Any]:
+def parse(body: bytes) -> dict[str, Any]:
     """The body as a JSON object. Raises `BadSyntax`, or `BadField` for text that is not Unicode."""
     try:
         value = orjson.loads(body)
@@ -26,7 +26,7 @@ def parse(body: bytes, nesting: int) -> dict[str, Any]:
     return value
 
 
-def _explain(body: bytes, error: orjson.JSONDecodeError) -> None:
+def _explain(body: bytes, error: orjson.JSONDecodeError) -> NoReturn:
     """Why strict parsing failed: a lone surrogate has a place to name, other mistakes a position."""
     import json
 

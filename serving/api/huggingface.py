@@ -13,7 +13,7 @@ import orjson
 from serving.api import fields, messages
 from serving.api.chat import Chat
 from serving.api.dialect import Answer, Usage
-from serving.api.failures import KINDS, Kind, kind_of
+from serving.api.failures import Kind, NoRoute, kind_of, message_of
 from serving.api.text import Logprob, Piece
 from serving.core import FinishReason
 from serving.errors import BadField
@@ -155,7 +155,9 @@ _TYPES = {
 def failure(error: Exception) -> tuple[int, dict[str, Any]]:
     kind = kind_of(error)
     status, type_ = _TYPES[kind]
-    message = str(error) if kind is not Kind.INTERNAL else KINDS[kind]
+    message = message_of(error)
+    if isinstance(error, NoRoute):
+        status = error.status
     if type_ == "validation" and kind is not Kind.NO_ROUTE:
         message = f"Input validation error: {message}"
     return status, {"error": message, "error_type": type_}
@@ -163,6 +165,6 @@ def failure(error: Exception) -> tuple[int, dict[str, Any]]:
 
 def failure_event(error: Exception) -> bytes:
     kind = kind_of(error)
-    message = str(error) if kind is not Kind.INTERNAL else KINDS[kind]
+    message = message_of(error)
     type_ = "timeout" if kind is Kind.DEADLINE else "generation"
     return b"data: " + orjson.dumps({"error": message, "error_type": type_}) + b"\n\n"

@@ -10,7 +10,7 @@ import orjson
 from serving.api import fields, messages
 from serving.api.chat import Chat
 from serving.api.dialect import Answer, Usage
-from serving.api.failures import KINDS, Kind, kind_of
+from serving.api.failures import Kind, NoRoute, kind_of, message_of
 from serving.api.text import Logprob, Piece
 from serving.core import FinishReason
 from serving.errors import BadField, BadRequest
@@ -172,7 +172,9 @@ def failure(error: Exception) -> tuple[int, dict[str, Any]]:
     kind = kind_of(error)
     status, type_, code = _TYPES[kind]
     field = error.field if isinstance(error, BadRequest) else None
-    message = str(error) if kind is not Kind.INTERNAL else KINDS[kind]
+    message = message_of(error)
+    if isinstance(error, NoRoute):
+        status = error.status
     return status, {"error": {"message": message, "type": type_, "param": field, "code": code}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,10 +49,13 @@ class TextStream:
         self.finish: FinishReason | None = None
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.first_at = 0.0  # when the first token came, on `time.monotonic()`'s clock
 
     def add(self, output: Output) -> list[Piece]:
         if output.cached_tokens is not None:
             self.cached_tokens = output.cached_tokens
+        if not self.first_at:
+            self.first_at = time.monotonic()
         pieces = []
         for position, token in enumerate(output.tokens):
             self.completion_tokens += 1

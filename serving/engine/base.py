@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -18,13 +18,14 @@ class TokenStream(AsyncIterator[list[Output]]):
     reason, or raises the error that `fail` was given.
     """
 
-    __slots__ = ("_ended", "_error", "_outputs", "_waiter")
+    __slots__ = ("_ended", "_error", "_outputs", "_waiter", "on_first_output")
 
     def __init__(self) -> None:
         self._outputs: list[Output] = []
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._error: BaseException | None = None
+        self.on_first_output: Callable[[], None] | None = None
 
     @property
     def ended(self) -> bool:
@@ -33,6 +34,9 @@ class TokenStream(AsyncIterator[list[Output]]):
 
     def feed(self, output: Output) -> None:
         self._outputs.append(output)
+        if self.on_first_output is not None:
+            self.on_first_output()
+            self.on_first_output = None
         if output.finish is not None:
             self._ended = True
         self._wake()

@@ -124,6 +124,18 @@ class Host:
         """Requests inside the engine, from all fronts."""
         return len(self._live)
 
+    def gauges(self) -> dict[str, float]:
+        """For metrics: the engine's state in numbers."""
+        state = self.core.state
+        return {
+            "running": state.running,
+            "waiting": state.waiting,
+            "free_blocks": state.free_blocks,
+            "total_blocks": self.core.facts.total_blocks,
+            "step_seconds": self._step_seconds,
+            "fronts": len(self._fronts),
+        }
+
     def stalled_for(self) -> float:
         """Seconds beyond the allowance in which a busy core has made no step; 0 when it is well.
 
@@ -205,7 +217,12 @@ class Host:
                 front, slot = live[name]
             except KeyError:  # aborted while the step was in flight
                 continue
-            if len(output.tokens) == 1 and output.finish is None and output.logprobs is None and output.cached_tokens is None:
+            if (
+                len(output.tokens) == 1
+                and output.finish is None
+                and output.logprobs is None
+                and output.cached_tokens is None
+            ):
                 front.slots.append(slot)
                 front.tokens.append(output.tokens[0])
             else:
@@ -260,7 +277,9 @@ class _FrontPeer(FramedProtocol):
         self._host.left(self)
 
     def _hello(self, hello: messages.Hello) -> None:
-        if hello.version != messages.VERSION or not hmac.compare_digest(hello.proof, proof(self._host.secret, self._nonce)):
+        if hello.version != messages.VERSION or not hmac.compare_digest(
+            hello.proof, proof(self._host.secret, self._nonce)
+        ):
             raise ValueError("a front that does not know the secret, or of another version")
         self._trusted = True
         self.max_frame = FramedProtocol.max_frame

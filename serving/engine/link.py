@@ -16,7 +16,7 @@ import struct
 from array import array
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -48,8 +48,7 @@ class FramedProtocol(asyncio.Protocol):
     _buffer: bytes = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
 
     def handle(self, frame: memoryview) -> None:
         """Handle one frame. ValueError or msgspec.MsgspecError mean that it is malformed."""

@@ -163,11 +163,18 @@ class SimulatedExecutor(Executor):
 
     def _logprobs(self, tokens: list[list[int]]) -> LogprobsLists | None:
         """Plausible numbers of the right shape: the chosen token is the most likely one."""
-        wanted = max((self._sequences[r].logprobs if self._sequences[r].logprobs is not None else -1) for r, _ in self._pending) if self._pending else -1
+        wanted = (
+            max(
+                (self._sequences[r].logprobs if self._sequences[r].logprobs is not None else -1)
+                for r, _ in self._pending
+            )
+            if self._pending
+            else -1
+        )
         if wanted < 0:
             return None
         ids = np.array([[(row[0] if row else 0) + n for n in range(wanted + 1)] for row in tokens], dtype=np.int32)
-        ids = np.concatenate([ids[:, :1], ids[:, : wanted]], axis=1) if wanted else ids
+        ids = np.concatenate([ids[:, :1], ids[:, :wanted]], axis=1) if wanted else ids
         values = np.concatenate(
             [np.full((len(tokens), 1), -0.1), np.tile(-0.1 - np.arange(wanted, dtype=float), (len(tokens), 1))], axis=1
         )

@@ -16,6 +16,12 @@ def name_of(model: ModelSettings) -> str:
     return embedded.NAME if model.source == EMBEDDED else model.source
 
 
+def aliases_of(model: ModelSettings) -> tuple[str, ...]:
+    """Other ids that mean this model."""
+    own = (f"HuggingFaceTB/{embedded.NAME}",) if model.source == EMBEDDED else ()
+    return (*model.aliases, *(alias for alias in own if alias != model.name))
+
+
 def directory_of(model: ModelSettings, *, weights: bool) -> Path:
     """Where the model's files are, fetched first where they must be.
 
@@ -31,6 +37,8 @@ def directory_of(model: ModelSettings, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=None if weights else list(FILES)))
+        return Path(
+            snapshot_download(model.source, revision=model.revision, allow_patterns=None if weights else list(FILES))
+        )
     except Exception as error:  # the hub client raises a family of its own, and requests'
         raise ModelFilesError(f"{model.source} is neither a directory nor to be had from the hub: {error}") from error

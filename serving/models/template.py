@@ -31,7 +31,9 @@ class _GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -43,7 +45,9 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-_environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+_environment = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+)
 _environment.filters["tojson"] = _tojson
 _environment.globals["raise_exception"] = _raise_exception
 _environment.globals["strftime_now"] = _strftime_now
@@ -57,7 +61,9 @@ class ChatTemplate:
         self._template = _environment.from_string(source)
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **variables: Any) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **variables: Any
+    ) -> str:
         """The prompt, ending where the assistant is to speak.
 
         Raises `TemplateRefused` with the template's own words, or when it cannot cope.
@@ -75,4 +81,6 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise TemplateRefused(f"the model's chat template refuses these messages: {error}", "messages") from error
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-            raise TemplateRefused(f"the model's chat template cannot render these messages: {error}", "messages") from error
+            raise TemplateRefused(
+                f"the model's chat template cannot render these messages: {error}", "messages"
+            ) from error

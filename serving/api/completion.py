@@ -1,0 +1,179 @@
+"""A chat completion from body to last byte: what a request goes through, in this order."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from serving import __version__
+from serving.api import fields, huggingface, openai
+from serving.api.dialect import DONE, Answer, Dialect, Encoder, Usage
+from serving.api.http import JSON, SSE, ClientGone, Reply, read_body, seconds_header, until_disconnect
+from serving.api.prompt import make_request
+from serving.api.service import Models
+from serving.api.text import Piece, TextStream
+from serving.api.failures import outcome_of
+from serving.core import Finished, FinishReason, Observer, Outcome, Request
+from serving.engine.base import TokenStream
+from serving.errors import BadField, EngineFault, ModelLoading, Refused, ServingError
+from serving.settings import LimitSettings
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT = f"serving-{__version__}"
+MAX_REQUEST_ID = 128  # characters of a caller's request id that are kept
+
+_DIALECTS: dict[str, Dialect] = {"openai": openai, "huggingface": huggingface}
+
+
+class ChatCompletions:
+    """The ASGI endpoint of both dialects. The path chooses the dialect; `x-dialect` overrides it."""
+
+    def __init__(self, models: Models, limits: LimitSettings, observer: Observer) -> None:
+        self._models = models
+        self._limits = limits
+        self._observer = observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = headers.get(b"x-request-id", "")[:MAX_REQUEST_ID] or uuid.uuid4().hex
+        path_model: str | None = scope["path_params"].get("model")
+        dialect: Dialect = openai if path_model is None else huggingface
+        reply = Reply(scope, send, [(b"x-request-id", request_id.encode("latin-1"))])
+        facts = _Facts(request_id)
+        try:
+            dialect = _override(headers, dialect)
+            if path_model is not None:
+                self._models.find(path_model)  # before the body is looked at: it may be of any size
+            body = fields.parse(await read_body(receive, headers, self._limits))
+            async with until_disconnect(receive):
+                await self._complete(body, path_model, dialect, headers, facts, reply)
+            facts.outcome = Outcome.COMPLETED
+        except ClientGone:
+            log.info("request %s: the client went away", request_id)
+        except Exception as error:
+            facts.outcome = outcome_of(error)
+            await _fail(error, dialect, request_id, reply)
+        finally:
+            self._observer.finished(facts.finished())
+
+    async def _complete(
+        self,
+        body: dict[str, Any],
+        path_model: str | None,
+        dialect: Dialect,
+        headers: dict[bytes, str],
+        facts: _Facts,
+        reply: Reply,
+    ) -> None:
+        chat = dialect.parse(body, path_model, self._limits)
+        model = self._models.find(chat.model)
+        facts.model = model.name
+        if not model.scheduler.ready:
+            raise ModelLoading(f"Model {chat.model} is currently loading", retry_after=5.0)
+        request = facts.request = await make_request(
+            chat,
+            model.text,
+            model.scheduler.max_model_len,
+            request_id=facts.id,
+            tenant=headers.get(b"x-tenant") or chat.user or "default",
+            seconds=seconds_header(headers, "x-request-timeout", self._limits.request_seconds),
+        )
+        answer = Answer(f"chatcmpl-{facts.id}", chat.model, int(time.time()), FINGERPRINT, chat.include_usage)
+        facts.text = text = TextStream(model.text, chat.stop, chat.min_tokens, chat.logprobs)
+        respond = _stream if chat.stream else _collect
+        async with model.scheduler.generate(request) as stream:
+            await respond(_pieces(stream, text), text, dialect.encoder(answer), request, reply)
+
+
+class _Facts:
+    """What is known of a request so far; cancelled until something else is known."""
+
+    def __init__(self, request_id: str) -> None:
+        self.id = request_id
+        self.model = ""
+        self.outcome = Outcome.CANCELLED
+        self.request: Request | None = None
+        self.text: TextStream | None = None
+        self._arrived = time.monotonic()
+
+    def finished(self) -> Finished:
+        text, request = self.text, self.request
+        return Finished(
+            id=self.id,
+            model=self.model,
+            tenant=request.tenant if request else "",
+            outcome=self.outcome,
+            seconds=time.monotonic() - self._arrived,
+            prompt_tokens=len(request.prompt) if request else 0,
+            cached_tokens=text.cached_tokens if text else 0,
+            generated_tokens=text.completion_tokens if text else 0,
+            first_token_seconds=text.first_at - self._arrived if text and text.first_at else None,
+        )
+
+
+async def _pieces(stream: TokenStream, text: TextStream) -> AsyncIterator[list[Piece]]:
+    """What the caller sees of each batch of outputs, until the answer is complete."""
+    async for outputs in stream:
+        pieces = [piece for output in outputs for piece in text.add(output)]
+        if text.finish in (FinishReason.ABORT, FinishReason.ERROR):
+            raise EngineFault("the engine could not finish this request")
+        yield pieces
+        if text.finish is not None:
+            return
+
+
+async def _stream(
+    pieces: AsyncIterator[list[Piece]], text: TextStream, encoder: Encoder, request: Request, reply: Reply
+) -> None:
+    """One event a token; one write for all the tokens that came since the last write."""
+    event = encoder.piece
+    first = encoder.opening()  # goes out with the first token: until then a refusal is a real status
+    async for batch in pieces:
+        if not reply.started:
+            await reply.start(200, SSE)
+        if batch:
+            await reply.write(first + b"".join([event(piece) for piece in batch]))
+            first = b""
+    assert text.finish is not None
+    await reply.finish(first + encoder.closing(text.finish, _usage(request, text)) + DONE)
+
+
+async def _collect(
+    pieces: AsyncIterator[list[Piece]], text: TextStream, encoder: Encoder, request: Request, reply: Reply
+) -> None:
+    collected = [piece async for batch in pieces for piece in batch]
+    assert text.finish is not None
+    await reply.whole(200, encoder.whole(collected, text.finish, _usage(request, text)))
+
+
+def _usage(request: Request, text: TextStream) -> Usage:
+    return Usage(len(request.prompt), text.completion_tokens, text.cached_tokens)
+
+
+def _override(headers: dict[bytes, str], dialect: Dialect) -> Dialect:
+    name = headers.get(b"x-dialect")
+    if name is None:
+        return dialect
+    if name.lower() not in _DIALECTS:
+        raise BadField("x-dialect", f"must be openai or huggingface, not {name!r}")
+    return _DIALECTS[name.lower()]
+
+
+async def _fail(error: Exception, dialect: Dialect, request_id: str, reply: Reply) -> None:
+    """Tell the caller: with a status before the first byte, with one event after it."""
+    if not isinstance(error, ServingError):
+        log.exception("request %s failed", request_id, exc_info=error)
+    if reply.started:
+        await reply.finish(dialect.failure_event(error) + DONE)
+        return
+    status, body = dialect.failure(error)
+    retry = [(b"retry-after", str(math.ceil(error.retry_after)).encode())] if isinstance(error, Refused) else []
+    await reply.whole(status, orjson.dumps(body), JSON + retry)

@@ -1,0 +1,55 @@
+"""The outermost ASGI layer, outside Ray Serve's own: what Serve would do to clients, it does first or undoes.
+
+It settles the request id (Serve invents one and answers with two), drops headers by which a client
+could change Serve's behaviour, and lets token writes go to the server's own `send`.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+RAW_SEND = "serving.send"  # in scope["extensions"]: the server's own `send`
+
+# Serve's: switch off cancelling, set its timeout, choose a multiplexed model.
+_SERVES_OWN = {b"x-request-disconnect-disabled", b"x-request-timeout-seconds", b"serve_multiplexed_model_id"}
+
+
+class Edge:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = [pair for pair in scope["headers"] if pair[0].replace(b"-", b"_") not in _NORMALISED]
+        request_id = next((value for name, value in headers if name == b"x-request-id" and value), b"")
+        if not request_id:
+            request_id = next((value for name, value in headers if name == b"x-amzn-trace-id"), b"")
+            headers = [pair for pair in headers if pair[0] != b"x-request-id"]
+            headers.append((b"x-request-id", request_id or uuid.uuid4().hex.encode()))
+        scope["headers"] = headers
+        scope.setdefault("extensions", {})[RAW_SEND] = send
+
+        async def send_one_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = _without_second_id(message["headers"])
+            await send(message)
+
+        await self._app(scope, receive, send_one_id)
+
+
+_NORMALISED = {name.replace(b"-", b"_") for name in _SERVES_OWN}
+
+
+def _without_second_id(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    seen, kept = False, []
+    for name, value in headers:
+        if name.lower() == b"x-request-id":
+            if seen:
+                continue
+            seen = True
+        kept.append((name, value))
+    return kept

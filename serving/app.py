@@ -1,0 +1,56 @@
+"""The composition root of a front: the one file that knows every layer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI
+
+from serving.admin import AdminServer
+from serving.api import routes
+from serving.api.service import Models, ServedModel
+from serving.metrics.front import FrontMetrics
+from serving.models import catalogue
+from serving.models.text import ModelText
+from serving.pool.directory import Directory
+from serving.pool.pool import Pool, Watcher
+from serving.scheduler.scheduler import Scheduler
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def build_front(settings: Settings, directory: Directory, front: str, secret: bytes) -> FastAPI:
+    """The front's ASGI app. Its lifespan keeps the links to the engines and the admin listener.
+
+    Raises `ModelFilesError` where a model's text side cannot be loaded.
+    """
+    pools: dict[str, Pool] = {}
+    served: list[ServedModel] = []
+    aliases: dict[str, str] = {}
+    for model in settings.models:
+        name = catalogue.name_of(model)
+        pools[name] = pool = Pool(name)
+        text = ModelText(catalogue.directory_of(model, weights=False))
+        served.append(ServedModel(name, text, Scheduler(settings.scheduler, pool), int(time.time())))
+        aliases.update({alias: name for alias in catalogue.aliases_of(model)})
+    metrics = FrontMetrics({model.name: model.scheduler for model in served})
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncGenerator[None]:
+        watcher = asyncio.create_task(Watcher(front, secret, directory, pools).run())
+        admin = await AdminServer(settings.admin, metrics.registry).start()
+        try:
+            yield
+        finally:
+            await admin.stop()
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+
+    return routes.build(Models(served, aliases), settings.limits, metrics, lifespan)
