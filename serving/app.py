@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from serving.admin import AdminServer
 from serving.api import routes
@@ -25,7 +25,7 @@ from serving.settings import Settings
 log = logging.getLogger(__name__)
 
 
-def build_front(settings: Settings, directory: Directory, front: str, secret: bytes) -> FastAPI:
+def build_front(settings: Settings, directory: Directory, front: str, secret: bytes) -> ASGIApp:
     """The front's ASGI app. Its lifespan keeps the links to the engines and the admin listener.
 
     Raises `ModelFilesError` where a model's text side cannot be loaded.
@@ -38,7 +38,7 @@ def build_front(settings: Settings, directory: Directory, front: str, secret: by
         pools[name] = pool = Pool(name)
         text = ModelText(catalogue.directory_of(model, weights=False))
         served.append(ServedModel(name, text, Scheduler(settings.scheduler, pool), int(time.time())))
-        aliases.update({alias: name for alias in catalogue.aliases_of(model)})
+        aliases.update(dict.fromkeys(catalogue.aliases_of(model), name))
     metrics = FrontMetrics({model.name: model.scheduler for model in served})
 
     @asynccontextmanager

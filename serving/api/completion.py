@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -15,12 +15,12 @@ from starlette.types import Receive, Scope, Send
 from serving import __version__
 from serving.api import fields, huggingface, openai
 from serving.api.dialect import DONE, Answer, Dialect, Encoder, Usage
+from serving.api.failures import outcome_of
 from serving.api.http import JSON, SSE, ClientGone, Reply, read_body, seconds_header, until_disconnect
 from serving.api.prompt import make_request
 from serving.api.service import Models
 from serving.api.text import Piece, TextStream
-from serving.api.failures import outcome_of
-from serving.core import Finished, FinishReason, Observer, Outcome, Request
+from serving.core import Finished, FinishReason, Observer, Outcome, Output, Request
 from serving.engine.base import TokenStream
 from serving.errors import BadField, EngineFault, ModelLoading, Refused, ServingError
 from serving.settings import LimitSettings
@@ -90,7 +90,7 @@ class ChatCompletions:
         facts.text = text = TextStream(model.text, chat.stop, chat.min_tokens, chat.logprobs)
         respond = _stream if chat.stream else _collect
         async with model.scheduler.generate(request) as stream:
-            await respond(_pieces(stream, text), text, dialect.encoder(answer), request, reply)
+            await respond(stream, text, dialect.encoder(answer), request, reply)
 
 
 class _Facts:
@@ -119,39 +119,58 @@ class _Facts:
         )
 
 
-async def _pieces(stream: TokenStream, text: TextStream) -> AsyncIterator[list[Piece]]:
-    """What the caller sees of each batch of outputs, until the answer is complete."""
-    async for outputs in stream:
-        pieces = [piece for output in outputs for piece in text.add(output)]
-        if text.finish in (FinishReason.ABORT, FinishReason.ERROR):
-            raise EngineFault("the engine could not finish this request")
-        yield pieces
-        if text.finish is not None:
-            return
+def _pieces(outputs: list[Output], text: TextStream) -> list[Piece]:
+    """What the caller sees of a batch of outputs."""
+    pieces = [piece for output in outputs for piece in text.add(output)]
+    if text.finish in (FinishReason.ABORT, FinishReason.ERROR):
+        raise EngineFault("the engine could not finish this request")
+    return pieces
 
 
-async def _stream(
-    pieces: AsyncIterator[list[Piece]], text: TextStream, encoder: Encoder, request: Request, reply: Reply
-) -> None:
-    """One event a token; one write for all the tokens that came since the last write."""
-    event = encoder.piece
-    first = encoder.opening()  # goes out with the first token: until then a refusal is a real status
-    async for batch in pieces:
-        if not reply.started:
+async def _stream(stream: TokenStream, text: TextStream, encoder: Encoder, request: Request, reply: Reply) -> None:
+    """One event a token; one write for all the tokens that came since the last write.
+
+    After the first token this coroutine mostly sleeps: plain tokens go from the engine's frame to
+    the socket in one pass (`_straight_through`) and it wakes for what is not plain.
+    """
+    event, opening = encoder.piece, encoder.opening()
+    straight_through = _straight_through(text, encoder, reply)
+    while text.finish is None:
+        outputs = await anext(stream)
+        stream.on_token = None  # nothing may overtake what is written below
+        pieces = _pieces(outputs, text)
+        if not reply.started:  # until now a refusal would have been a real status
             await reply.start(200, SSE)
-        if batch:
-            await reply.write(first + b"".join([event(piece) for piece in batch]))
-            first = b""
-    assert text.finish is not None
-    await reply.finish(first + encoder.closing(text.finish, _usage(request, text)) + DONE)
+            pieces_bytes = opening + b"".join([event(piece) for piece in pieces])
+        else:
+            pieces_bytes = b"".join([event(piece) for piece in pieces])
+        if pieces_bytes:
+            await reply.write(pieces_bytes)
+        stream.on_token = straight_through
+    await reply.finish(encoder.closing(text.finish, _usage(request, text)) + DONE)
 
 
-async def _collect(
-    pieces: AsyncIterator[list[Piece]], text: TextStream, encoder: Encoder, request: Request, reply: Reply
-) -> None:
-    collected = [piece async for batch in pieces for piece in batch]
-    assert text.finish is not None
-    await reply.whole(200, encoder.whole(collected, text.finish, _usage(request, text)))
+def _straight_through(text: TextStream, encoder: Encoder, reply: Reply) -> Callable[[int], bool] | None:
+    """From a plain token to its event on the socket, where the request and the server allow it."""
+    direct = reply.direct
+    if direct is None or not text.plain:
+        return None
+    ready, write, event, add = direct.ready, direct.write, encoder.text, text.add_plain
+
+    def on_token(token: int) -> bool:
+        if not ready():
+            return False
+        write(event(add(token)))
+        return True
+
+    return on_token
+
+
+async def _collect(stream: TokenStream, text: TextStream, encoder: Encoder, request: Request, reply: Reply) -> None:
+    pieces: list[Piece] = []
+    while text.finish is None:
+        pieces += _pieces(await anext(stream), text)
+    await reply.whole(200, encoder.whole(pieces, text.finish, _usage(request, text)))
 
 
 def _usage(request: Request, text: TextStream) -> Usage:

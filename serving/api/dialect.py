@@ -51,6 +51,10 @@ class Encoder(Protocol):
         """The event of one token."""
         ...
 
+    def text(self, text: str) -> bytes:
+        """The event of one token without log probabilities."""
+        ...
+
     def closing(self, finish: FinishReason, usage: Usage) -> bytes:
         """Events after the last token, without [DONE]."""
         ...

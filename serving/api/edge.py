@@ -9,11 +9,34 @@ from __future__ import annotations
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 RAW_SEND = "serving.send"  # in scope["extensions"]: the server's own `send`
+DIRECT = "serving.direct"  # in scope["extensions"]: a `DirectWriter`, where the server is uvicorn on httptools
 
 # Serve's: switch off cancelling, set its timeout, choose a multiplexed model.
 _SERVES_OWN = {b"x-request-disconnect-disabled", b"x-request-timeout-seconds", b"serve_multiplexed_model_id"}
+
+
+class DirectWriter:
+    """Parts of a streamed body, written to the connection from outside any task.
+
+    For the time between a response's start and its end. `ready` must be asked before each `write`.
+    """
+
+    __slots__ = ("_cycle", "_flow", "_write")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._flow = cycle.flow
+        self._write = cycle.transport.write
+
+    def ready(self) -> bool:
+        """The client is there and reads."""
+        return not self._flow.write_paused and not self._cycle.disconnected and bool(self._cycle.chunked_encoding)
+
+    def write(self, data: bytes) -> None:
+        self._write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class Edge:
@@ -31,7 +54,11 @@ class Edge:
             headers = [pair for pair in headers if pair[0] != b"x-request-id"]
             headers.append((b"x-request-id", request_id or uuid.uuid4().hex.encode()))
         scope["headers"] = headers
-        scope.setdefault("extensions", {})[RAW_SEND] = send
+        extensions = scope.setdefault("extensions", {})
+        extensions[RAW_SEND] = send
+        cycle = getattr(send, "__self__", None)
+        if isinstance(cycle, RequestResponseCycle):
+            extensions[DIRECT] = DirectWriter(cycle)
 
         async def send_one_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope, Send
 
-from serving.api.edge import RAW_SEND
+from serving.api.edge import DIRECT, RAW_SEND, DirectWriter
 from serving.errors import BadField, BadSyntax, TooLarge
 from serving.settings import LimitSettings
 
@@ -78,7 +78,9 @@ class Reply:
 
     def __init__(self, scope: Scope, send: Send, headers: Headers) -> None:
         self._send = send
-        self._send_more: Send = scope.get("extensions", {}).get(RAW_SEND, send)
+        extensions = scope.get("extensions", {})
+        self._send_more: Send = extensions.get(RAW_SEND, send)
+        self.direct: DirectWriter | None = extensions.get(DIRECT)
         self._headers = headers
         self.started = False
 

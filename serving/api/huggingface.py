@@ -87,9 +87,12 @@ class encoder:  # noqa: N801 - the Dialect protocol's word
     def opening(self) -> bytes:
         return b""
 
+    def text(self, text: str) -> bytes:
+        return self._content + orjson.dumps(text) + self._after
+
     def piece(self, piece: Piece) -> bytes:
         if piece.logprob is None:
-            return self._content + orjson.dumps(piece.text) + self._after
+            return self.text(piece.text)
         logprobs = orjson.dumps({"content": [_logprob(piece.logprob)]})
         return self._content + orjson.dumps(piece.text) + b'},"logprobs":' + logprobs + b',"finish_reason":null}]}\n\n'
 

@@ -90,9 +90,12 @@ class encoder:  # noqa: N801 - the Dialect protocol's word
             + b"}\n\n"
         )
 
+    def text(self, text: str) -> bytes:
+        return self._content + orjson.dumps(text) + self._after
+
     def piece(self, piece: Piece) -> bytes:
         if piece.logprob is None:
-            return self._content + orjson.dumps(piece.text) + self._after
+            return self.text(piece.text)
         return (
             self._content
             + orjson.dumps(piece.text)

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import __version__
 from serving.api import huggingface, openai
@@ -23,14 +23,30 @@ from serving.settings import LimitSettings
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
-def build(models: Models, limits: LimitSettings, observer: Observer, lifespan: Lifespan) -> FastAPI:
+class PublicApp:
+    """Chat completions go straight to their endpoint; everything else to FastAPI, which costs a request 100 µs."""
+
+    def __init__(self, chat: ASGIApp, others: FastAPI) -> None:
+        self._chat = chat
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            path: str = scope["path"]
+            if path == _OPENAI:
+                scope["path_params"] = {}
+                return await self._chat(scope, receive, send)
+            if path.startswith(_HUGGINGFACE) and path.endswith(_OPENAI):
+                scope["path_params"] = {"model": path[len(_HUGGINGFACE) : -len(_OPENAI)]}
+                return await self._chat(scope, receive, send)
+        return await self._others(scope, receive, send)
+
+
+_OPENAI, _HUGGINGFACE = "/v1/chat/completions", "/models/"
+
+
+def build(models: Models, limits: LimitSettings, observer: Observer, lifespan: Lifespan) -> PublicApp:
     app = FastAPI(title="serving", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    chat = ChatCompletions(models, limits, observer)
-    # First, and as plain ASGI: the token path has no framework in it.
-    app.router.routes[:0] = [
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/models/{model:path}/v1/chat/completions", chat, methods=["POST"]),
-    ]
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -62,7 +78,7 @@ def build(models: Models, limits: LimitSettings, observer: Observer, lifespan: L
         status, body = dialect.failure(error)
         return JSONResponse(body, status, headers)
 
-    return app
+    return PublicApp(ChatCompletions(models, limits, observer), app)
 
 
 def _card(models: Models, name: str) -> dict[str, Any]:

@@ -51,6 +51,15 @@ class TextStream:
         self.cached_tokens = 0
         self.first_at = 0.0  # when the first token came, on `time.monotonic()`'s clock
 
+    @property
+    def plain(self) -> bool:
+        """Nothing is asked of a token but its text: `add_plain` will do."""
+        return self._stops is None and self._logprobs is None
+
+    def add_plain(self, token: int) -> str:
+        self.completion_tokens += 1
+        return self._step(self._model.tokenizer, token) or ""
+
     def add(self, output: Output) -> list[Piece]:
         if output.cached_tokens is not None:
             self.cached_tokens = output.cached_tokens

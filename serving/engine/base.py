@@ -18,7 +18,7 @@ class TokenStream(AsyncIterator[list[Output]]):
     reason, or raises the error that `fail` was given.
     """
 
-    __slots__ = ("_ended", "_error", "_outputs", "_waiter", "on_first_output")
+    __slots__ = ("_ended", "_error", "_outputs", "_waiter", "on_first_output", "on_token")
 
     def __init__(self) -> None:
         self._outputs: list[Output] = []
@@ -26,11 +26,19 @@ class TokenStream(AsyncIterator[list[Output]]):
         self._ended = False
         self._error: BaseException | None = None
         self.on_first_output: Callable[[], None] | None = None
+        # While the reader waits, plain tokens may go to this instead, at once and without waking
+        # it. It returns False for a token that it cannot take; the token is then queued.
+        self.on_token: Callable[[int], bool] | None = None
 
     @property
     def ended(self) -> bool:
         """The engine has nothing more to say: no abort is needed."""
         return self._ended
+
+    def feed_token(self, token: int) -> None:
+        """A token with nothing to say about it: the common case."""
+        if self._outputs or self.on_token is None or not self.on_token(token):
+            self.feed(Output([token]))
 
     def feed(self, output: Output) -> None:
         self._outputs.append(output)

@@ -61,10 +61,14 @@ class Core(Protocol):
 
     def listen(
         self,
-        on_step: Callable[[Iterable[tuple[str, Output]]], None],
+        on_step: Callable[[list[tuple[str, int]], list[tuple[str, Output]]], None],
         on_death: Callable[[], None],
     ) -> None:
-        """Call `on_step` with each step's outputs and `on_death` once, on the running loop."""
+        """Call back on the running loop: `on_death` once, `on_step` with each step's outputs.
+
+        A plain output, one token and nothing else, is (request, token) in the first list; the
+        others are (request, output) in the second.
+        """
         ...
 
 
@@ -206,26 +210,20 @@ class Host:
 
     # steps, called by the core
 
-    def _on_step(self, outputs: Iterable[tuple[str, Output]]) -> None:
+    def _on_step(self, plain: list[tuple[str, int]], rich: list[tuple[str, Output]]) -> None:
         now = time.monotonic()
         self._step_seconds = now - self._last_step
         self._longest_step = max(self._longest_step, self._step_seconds)
         self._last_step = now
         live = self._live
-        for name, output in outputs:
-            try:
-                front, slot = live[name]
-            except KeyError:  # aborted while the step was in flight
-                continue
-            if (
-                len(output.tokens) == 1
-                and output.finish is None
-                and output.logprobs is None
-                and output.cached_tokens is None
-            ):
+        for name, token in plain:
+            if (place := live.get(name)) is not None:  # else aborted while the step was in flight
+                front, slot = place
                 front.slots.append(slot)
-                front.tokens.append(output.tokens[0])
-            else:
+                front.tokens.append(token)
+        for name, output in rich:
+            if (place := live.get(name)) is not None:
+                front, slot = place
                 front.output_slots.append(slot)
                 front.outputs.append(output)
                 if output.finish is not None:

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import msgspec
 
-from serving.core import EngineView, Output, Request
+from serving.core import EngineView, Request
 from serving.engine import messages
 from serving.engine.base import TokenStream
 from serving.errors import EngineLost, EngineRefused
@@ -162,7 +162,7 @@ class EngineLink(FramedProtocol):
         for slot, token in zip(step.slots, step.tokens, strict=True):
             stream = streams.get(slot)
             if stream is not None:  # aborted ones may still be in flight
-                stream.feed(Output([token]))
+                stream.feed_token(token)
         for slot, output in zip(step.output_slots, step.outputs, strict=True):
             stream = streams.get(slot)
             if stream is not None:

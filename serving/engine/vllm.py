@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from asyncio import AbstractEventLoop, get_running_loop
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -46,7 +46,7 @@ _FINISH = {
     VllmFinish.REPETITION: FinishReason.STOP,
 }
 
-OnStep = Callable[[Iterable[tuple[str, Output]]], None]
+OnStep = Callable[[list[tuple[str, int]], list[tuple[str, Output]]], None]
 
 
 def engine_args(settings: EngineSettings, path: str, revision: str | None = None) -> EngineArgs:
@@ -175,7 +175,7 @@ class VllmCore(MPClient):
                 self.state.running = stats.num_running_reqs
                 self.state.waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
                 self.state.free_blocks = round((1 - stats.kv_cache_usage) * self.facts.total_blocks)
-            self._on_step(_outputs(step.outputs))
+            self._on_step(*_sorted(step.outputs))
 
     def _died(self) -> None:
         """Called from the loop or from the monitor's thread; tells the host once."""
@@ -212,19 +212,32 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
     )
 
 
-def _outputs(outputs: list[EngineCoreOutput]) -> Iterator[tuple[str, Output]]:
+def _sorted(outputs: list[EngineCoreOutput]) -> tuple[list[tuple[str, int]], list[tuple[str, Output]]]:
+    """A step's outputs: the plain ones, which are nearly all, as (request, token); then the others."""
+    plain, rich = [], []
     for output in outputs:
-        finish = output.finish_reason
-        yield (
-            output.request_id,
-            Output(
-                output.new_token_ids,
-                _FINISH[finish] if finish is not None else None,
-                _logprobs(output.new_logprobs) if output.new_logprobs is not None else None,
-                output.prefill_stats.num_cached_tokens if output.prefill_stats is not None else None,
-                output.stop_reason if isinstance(output.stop_reason, int) else None,
-            ),
-        )
+        tokens = output.new_token_ids
+        if (
+            output.finish_reason is None
+            and output.new_logprobs is None
+            and output.prefill_stats is None
+            and len(tokens) == 1
+        ):
+            plain.append((output.request_id, tokens[0]))
+        else:
+            rich.append((output.request_id, _output(output)))
+    return plain, rich
+
+
+def _output(output: EngineCoreOutput) -> Output:
+    finish = output.finish_reason
+    return Output(
+        output.new_token_ids,
+        _FINISH[finish] if finish is not None else None,
+        _logprobs(output.new_logprobs) if output.new_logprobs is not None else None,
+        output.prefill_stats.num_cached_tokens if output.prefill_stats is not None else None,
+        output.stop_reason if isinstance(output.stop_reason, int) else None,
+    )
 
 
 def _logprobs(lists: LogprobsLists) -> list[TokenLogprobs]:

@@ -1,0 +1,246 @@
+"""`make bench`: what the serving edge costs, ours beside `vllm serve`, in one run on one machine.
+
+Edge cost is the CPU time of every process that a stack started, but vLLM's own EngineCore and
+Worker, for each streamed token. Everything runs on loopback; the results go to
+loadtests/results/bench.json. Numbers of one run compare; numbers of two machines do not.
+
+usage: python -m loadtests.bench [--only edge|model|front] [--repeat 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from loadtests import one_layer
+from serving.models import embedded
+
+RESULTS = Path(__file__).parent / "results"
+START_SECONDS = 180
+_TICK = os.sysconf("SC_CLK_TCK")
+
+# The same engine on both sides.
+SEQS, BATCHED, CONTEXT, KV_GIB = 256, 2048, 2048, 1
+
+
+@dataclass
+class Stack:
+    name: str
+    command: Callable[[str, str, int], list[str]]  # model directory, dtype, port
+    environment: dict[str, str]
+    model: Callable[[str], str]  # directory → the name that clients send
+
+
+def ours(*extra: str) -> Callable[[str, str, int], list[str]]:
+    def command(model: str, dtype: str, port: int) -> list[str]:
+        settings = {
+            "http.port": port,
+            "admin.port": free_port(),
+            "models.0.source": model,
+            "models.0.name": "bench",
+            "engine.dtype": dtype,
+            "engine.max_num_seqs": SEQS,
+            "engine.max_num_batched_tokens": BATCHED,
+            "engine.max_model_len": CONTEXT,
+            "engine.kv_cache_gib": KV_GIB,
+            "engine.enforce_eager": "true",
+        }
+        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        return [sys.executable, "-m", "serving", "up", *sets, *extra]
+
+    return command
+
+
+def vllm_serve(model: str, dtype: str, port: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--model", model, "--served-model-name", "bench", "--dtype", dtype, "--enforce-eager"),
+        *("--max-num-seqs", str(SEQS), "--max-num-batched-tokens", str(BATCHED), "--max-model-len", str(CONTEXT)),
+        *("--kv-cache-memory-bytes", str(KV_GIB * 2**30), "--disable-uvicorn-access-log"),
+    ]
+
+
+STACKS = {
+    "ours": Stack("ours", ours(), {}, lambda _: "bench"),
+    "ours-haproxy": Stack("ours-haproxy", ours("--set", "http.haproxy=true"), {}, lambda _: "bench"),
+    "vllm": Stack("vllm", vllm_serve, {}, lambda _: "bench"),
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Running:
+    """A started stack: its address, and the CPU of what it started."""
+
+    def __init__(self, url: str, before: set[int]) -> None:
+        self.url = url
+        self._before = before
+
+    def cpu(self) -> dict[int, tuple[str, float]]:
+        """Process id → name and CPU seconds, of the stack's processes."""
+        found = {}
+        for process in psutil.process_iter(["pid", "cmdline", "name"]):
+            if process.pid in self._before or process.pid == os.getpid():
+                continue
+            with contextlib.suppress(psutil.Error, OSError):
+                times = process.cpu_times()
+                line = " ".join(process.info["cmdline"] or []) or process.info["name"]
+                if "loadtests.load" not in line:
+                    found[process.pid] = (line, times.user + times.system)
+        return found
+
+
+@contextlib.contextmanager
+def started(stack: Stack, model: str, dtype: str) -> Iterator[Running]:
+    before = set(psutil.pids())
+    port = free_port()
+    log = tempfile.NamedTemporaryFile("w+", prefix=f"bench-{stack.name}-", suffix=".log", delete=False)  # noqa: SIM115
+    process = subprocess.Popen(
+        stack.command(model, dtype, port),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | stack.environment,
+        start_new_session=True,
+    )
+    try:
+        running = Running(f"http://127.0.0.1:{port}", before)
+        _wait(process, running.url + ("/ready" if stack.name.startswith("ours") else "/health"), log.name)
+        yield running
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        log.close()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"it ended while starting, see {log}:\n{Path(log).read_text()[-2000:]}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.5)
+    raise RuntimeError(f"not ready after {START_SECONDS} s, see {log}")
+
+
+def load(url: str, model: str, concurrency: int, requests: int, max_tokens: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "loadtests.load", f"{url}/v1/chat/completions", model]
+    options = {"--concurrency": concurrency, "--requests": requests, "--max-tokens": max_tokens}
+    words = [word for name, value in options.items() for word in (name, str(value))]
+    done = subprocess.run(command + words, capture_output=True, text=True, check=True, timeout=900)
+    result: dict[str, Any] = json.loads(done.stdout)
+    if result["failed"]:
+        raise RuntimeError(f"{result['failed']} requests failed: {result['statuses']}")
+    return result
+
+
+def measured(running: Running, model: str, concurrency: int, requests: int, max_tokens: int) -> dict[str, Any]:
+    """One load, with the CPU that it cost each role, in microseconds for each token."""
+    before = running.cpu()
+    result = load(running.url, model, concurrency, requests, max_tokens)
+    roles: dict[str, float] = {}
+    tokens = requests * max_tokens  # ignore_eos: every request runs to its end
+    for pid, (line, seconds) in running.cpu().items():
+        cost = (seconds - before.get(pid, ("", 0.0))[1]) * 1e6 / tokens
+        roles[_role(line)] = roles.get(_role(line), 0.0) + cost
+    engine = roles.pop("engine", 0.0)
+    parts = {role: round(cost, 2) for role, cost in sorted(roles.items(), key=lambda pair: -pair[1]) if cost >= 0.05}
+    return result | {"edge_us": round(sum(roles.values()), 2), "engine_us": round(engine, 2), "edge_parts_us": parts}
+
+
+def _role(line: str) -> str:
+    for mark, role in (
+        ("VLLM::EngineCore", "engine"),
+        ("VLLM::Worker", "engine"),
+        ("ServeReplica:serving:front", "front"),
+        ("ServeReplica:serving:engine", "replica"),
+        ("haproxy", "haproxy"),
+        ("api_server", "api_server"),
+        ("ServeController", "serve-controller"),
+        ("raylet", "raylet"),
+        ("gcs_server", "gcs"),
+        ("ray::", "ray-other"),
+        ("ray/", "ray-other"),
+        ("serving up", "driver"),
+    ):
+        if mark in line:
+            return role
+    return "other"
+
+
+def edge(names: list[str], repeat: int) -> dict[str, Any]:
+    """The one-layer model: 512 requests of 128 tokens at concurrency 64 and 128."""
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = str(one_layer.prepare(Path(scratch) / one_layer.NAME))
+        for _ in range(repeat):
+            for name in random.sample(names, len(names)):
+                with started(STACKS[name], model, "bfloat16") as running:
+                    load(running.url, "bench", 16, 64, 32)
+                    for concurrency in (64, 128):
+                        found = measured(running, "bench", concurrency, 512, 128)
+                        results.setdefault(name, {}).setdefault(str(concurrency), []).append(found)
+                        print(name, concurrency, json.dumps(found), flush=True)
+    return results
+
+
+def real_model(names: list[str], repeat: int) -> dict[str, Any]:
+    """The embedded model at concurrency 1, 16 and 64."""
+    results: dict[str, Any] = {}
+    model = str(embedded.prepare())
+    for _ in range(repeat):
+        for name in random.sample(names, len(names)):
+            with started(STACKS[name], model, "bfloat16") as running:
+                load(running.url, "bench", 4, 8, 16)
+                for concurrency, requests, tokens in ((1, 20, 16), (16, 48, 48), (64, 128, 64)):
+                    found = measured(running, "bench", concurrency, requests, tokens)
+                    results.setdefault(name, {}).setdefault(str(concurrency), []).append(found)
+                    print(name, concurrency, json.dumps(found), flush=True)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["edge", "model"])
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--stacks", default=",".join(STACKS), help="comma-separated, of: " + ", ".join(STACKS))
+    options = parser.parse_args()
+    names = options.stacks.split(",")
+    report: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version()}
+    if options.only != "model":
+        report["edge"] = edge(names, options.repeat)
+    if options.only != "edge":
+        report["model"] = real_model(names, options.repeat)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {RESULTS / 'bench.json'}")
+
+
+if __name__ == "__main__":
+    main()
