@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -124,10 +125,10 @@ def _steps(console: Console) -> Iterator[Callable[[str | None], None]]:
 
 @contextlib.contextmanager
 def _ray(settings: Settings) -> Iterator[None]:
+    _raise_file_limit()
     os.environ.update(environment(settings))
     import ray
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     own = settings.ray.address is None
     ray.init(
         address=settings.ray.address,
@@ -173,7 +174,7 @@ def environment(settings: Settings) -> dict[str, str]:
     if settings.http.behind_haproxy:
         variables |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_MAXCONN": "65536",
+            "RAY_SERVE_HAPROXY_MAXCONN": str(_haproxy_connections()),
             "RAY_SERVE_HAPROXY_TCP_NODELAY": "1",
         }
     else:
@@ -182,6 +183,18 @@ def environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(settings.http.port + 1),
         }
     return variables
+
+
+def _haproxy_connections() -> int:
+    """As many as HAProxy can hold with the files it may open: it needs two and a half for each."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 65_536 if most == resource.RLIM_INFINITY else min(65_536, max(256, (most - 256) * 2 // 5))
+
+
+def _raise_file_limit() -> None:
+    """Every connection is a file; the default of 1,024 is a limit for shells."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _cpus(settings: Settings) -> int:
@@ -197,10 +210,12 @@ def _cpus(settings: Settings) -> int:
 @contextlib.contextmanager
 def _application(settings: Settings) -> Iterator[None]:
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions, ProxyLocation
 
     from serving.deployment import application
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
     # With one front the Python proxy, which Serve insists on, is parked where nobody looks.
     port = settings.http.port if settings.http.behind_haproxy else _free_port()
     secret = settings.ray.secret.encode() if settings.ray.secret else secrets.token_bytes(32)
@@ -216,6 +231,9 @@ def _application(settings: Settings) -> Iterator[None]:
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
+    except RayError as error:
+        raise StartFailed(f"Ray Serve: {error}") from error
+    try:
         yield
     finally:
         with _uninterrupted(), contextlib.suppress(Exception):  # Ray itself may be gone
