@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -225,19 +226,61 @@ def real_model(names: list[str], repeat: int) -> dict[str, Any]:
     return results
 
 
+IDLE_CONNECTIONS, REQUESTS = 10_000, 20_000
+
+
+def front() -> dict[str, Any]:
+    """The front's own size: at the start, with idle connections, and over many requests (simulated device)."""
+    simulated = ("--set", "engine.device=simulated", "--set", "engine.profile.step=0.001")
+    stack = Stack(
+        "ours-front", ours(*simulated, "--set", "engine.profile.prefill_rate=10000000"), {}, lambda _: "bench"
+    )
+    with started(stack, str(embedded.prepare()), "auto") as running:
+        pid = next(pid for pid, (line, _) in running.cpu().items() if _role(line) == "front")
+        found: dict[str, Any] = {"resident_mb": {"start": _resident(pid)}}
+        host, port = running.url.removeprefix("http://").split(":")
+        idle = [socket.create_connection((host, int(port))) for _ in range(IDLE_CONNECTIONS)]
+        for connection in idle:
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: bench\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        found["idle_connections"] = len(idle)
+        found["resident_mb"]["idle_connections"] = _resident(pid)
+        found["served_beside_them"] = load(running.url, "bench", 16, 256, 8)["failed"] == 0
+        for connection in idle:
+            connection.close()
+        quarter = REQUESTS // 4
+        for done in range(quarter, REQUESTS + 1, quarter):
+            load(running.url, "bench", 64, quarter, 2)
+            found["resident_mb"][f"{done}_requests"] = _resident(pid)
+        print("front", json.dumps(found), flush=True)
+        return found
+
+
+def _resident(pid: int) -> float:
+    return round(psutil.Process(pid).memory_info().rss / 2**20, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["edge", "model"])
+    parser.add_argument("--only", choices=["edge", "model", "front"])
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--stacks", default=",".join(STACKS), help="comma-separated, of: " + ", ".join(STACKS))
     options = parser.parse_args()
     names = options.stacks.split(",")
-    report: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version()}
-    if options.only != "model":
+    report: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+    }
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    if options.only in (None, "front"):
+        report["front"] = front()
+    if options.only in (None, "edge"):
         report["edge"] = edge(names, options.repeat)
-    if options.only != "edge":
+    if options.only in (None, "model"):
         report["model"] = real_model(names, options.repeat)
     RESULTS.mkdir(exist_ok=True)
+    if options.only and (RESULTS / "bench.json").exists():
+        report = json.loads((RESULTS / "bench.json").read_text()) | report
     (RESULTS / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {RESULTS / 'bench.json'}")
 

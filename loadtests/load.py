@@ -17,7 +17,22 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
+WORDS = (
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+    "nu",
+    "xi",
+)
 
 
 @dataclass
@@ -85,29 +100,29 @@ def request_bytes(url: str, body: dict[str, object], headers: dict[str, str] | N
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + payload
 
 
-async def run(url: str, model: str, concurrency: int, requests: int, max_tokens: int, prompt_words: int) -> dict[str, object]:
-    parts, rng, records = urlsplit(url), random.Random(0), []
-    todo = iter(range(requests))
+async def run(options: argparse.Namespace) -> dict[str, object]:
+    parts, rng, records = urlsplit(options.url), random.Random(0), []
+    todo = iter(range(options.requests))
     loop = asyncio.get_running_loop()
 
     async def user() -> None:
         for number in todo:
-            words = " ".join(rng.choice(WORDS) for _ in range(prompt_words))
+            words = " ".join(rng.choice(WORDS) for _ in range(options.prompt_words))
             body: dict[str, object] = {
-                "model": model,
+                "model": options.model,
                 "stream": True,
-                "max_tokens": max_tokens,
+                "max_tokens": options.max_tokens,
                 "temperature": 0,
                 "ignore_eos": True,
                 "messages": [{"role": "user", "content": f"{number} {words}"}],
             }
             _, stream = await loop.create_connection(
-                lambda body=body: _Stream(request_bytes(url, body)), parts.hostname, parts.port
+                lambda body=body: _Stream(request_bytes(options.url, body)), parts.hostname, parts.port
             )
             records.append(await stream.done)
 
     started = time.perf_counter()
-    await asyncio.gather(*(user() for _ in range(concurrency)))
+    await asyncio.gather(*(user() for _ in range(options.concurrency)))
     return summary(records, time.perf_counter() - started)
 
 
@@ -144,9 +159,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--prompt-words", type=int, default=40)
-    options = parser.parse_args()
-    arguments = (options.concurrency, options.requests, options.max_tokens, options.prompt_words)
-    print(json.dumps(uvloop.run(run(options.url, options.model, *arguments))))
+    print(json.dumps(uvloop.run(run(parser.parse_args()))))
 
 
 if __name__ == "__main__":

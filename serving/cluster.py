@@ -7,6 +7,7 @@ Losing the store stops discovery, not serving.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 from ray.experimental import internal_kv
@@ -39,5 +40,6 @@ class RayDirectory:
         keys = internal_kv._internal_kv_list(self._prefix, namespace=_NAMESPACE)
         if not keys:
             return []
-        values = internal_kv.internal_kv_get_gcs_client().internal_kv_multi_get(keys, _NAMESPACE)
+        gcs: Any = internal_kv.internal_kv_get_gcs_client()  # type: ignore[no-untyped-call]
+        values = gcs.internal_kv_multi_get(keys, _NAMESPACE)
         return [msgspec.msgpack.decode(value, type=EngineAddress) for value in values.values()]

@@ -34,9 +34,8 @@ ANNOUNCE_SECONDS = 2.0
 UNBOUNDED = 100_000  # Serve's own queue must never be the one that refuses
 
 
-@serve.deployment
 @serve.ingress()
-class Front:
+class _Front:
     """HTTP in and out. Imports neither vLLM nor torch."""
 
     def __init__(self, settings: Settings, name: str, secret: bytes, *_engines: Any) -> None:
@@ -49,11 +48,10 @@ class Front:
         return self._app
 
 
-@serve.deployment
-class Engine:
+class _Engine:
     """One vLLM engine and its link. Serve starts and watches it; requests never pass through Serve."""
 
-    async def __init__(self, settings: Settings, model_index: int, name: str, secret: bytes) -> None:
+    async def __init__(self, settings: Settings, model_index: int, name: str, secret: bytes) -> None:  # type: ignore[misc]
         _log_to_stderr(settings)
         context = serve.get_replica_context()
         model = settings.models[model_index]
@@ -64,7 +62,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         self._core = await loop.run_in_executor(self._thread, _start_core, engine_settings, model)
         own_cluster = settings.ray.address is None  # one machine: the link is nobody else's
-        address = engine_settings.host or ("127.0.0.1" if own_cluster else ray.util.get_node_ip_address())
+        address = engine_settings.host or ("127.0.0.1" if own_cluster else _node_address())
         self._host = Host(
             self._core,
             engine=context.replica_id.unique_id,
@@ -106,6 +104,10 @@ class Engine:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._core.close)
 
 
+Front: Any = serve.deployment(_Front)
+Engine: Any = serve.deployment(_Engine)
+
+
 def application(settings: Settings, name: str, secret: bytes) -> Application:
     """The Serve application: an engine deployment for each model and the front before them."""
     engines = [
@@ -123,7 +125,8 @@ def application(settings: Settings, name: str, secret: bytes) -> Application:
         graceful_shutdown_timeout_s=20,
         logging_config={"enable_access_log": False},
     )
-    return front.bind(settings, name, secret, *engines)
+    bound: Application = front.bind(settings, name, secret, *engines)
+    return bound
 
 
 def _engine_options(engine: EngineSettings) -> dict[str, Any]:
@@ -148,7 +151,16 @@ def _engine_options(engine: EngineSettings) -> dict[str, Any]:
 
 def _on_cpu(engine: EngineSettings) -> bool:
     """No GPU is reserved on a cluster without any, nor for a simulated device."""
-    return engine.device == "simulated" or ray.cluster_resources().get("GPU", 0) == 0
+    return engine.device == "simulated" or not _cluster_gpus()
+
+
+def _cluster_gpus() -> float:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources.get("GPU", 0.0)
+
+
+def _node_address() -> str:
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def _start_core(settings: EngineSettings, model: Any) -> Any:
@@ -208,4 +220,4 @@ def _reuse_addresses() -> None:
             self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             super().bind(address)
 
-    http_util.socket = SimpleNamespace(**(vars(socket) | {"socket": ReusingSocket}))  # type: ignore[assignment]
+    http_util.socket = SimpleNamespace(**(vars(socket) | {"socket": ReusingSocket}))  # type: ignore[assignment, attr-defined]

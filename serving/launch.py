@@ -135,7 +135,7 @@ def _ray(settings: Settings) -> Iterator[None]:
         num_cpus=_cpus(settings) if own else None,
         include_dashboard=False if own else None,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         configure_logging=False,
     )
     try:

@@ -85,7 +85,7 @@ class EngineSettings(_Section):
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
     executor: Literal["auto", "mp", "ray"] = "auto"
-    """`ray` spreads one engine over several nodes. Default: `ray` where pipeline_parallel_size > 1, else vLLM's choice."""
+    """`ray` spreads one engine over several nodes. Default: it with pipeline_parallel_size > 1, else vLLM's choice."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that Ray reserves for a replica, beside its GPUs."""
     enforce_eager: bool | None = None
@@ -186,7 +186,9 @@ def load(path: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
         for number, model in enumerate(settings.models):
             _check_engine(settings, model, number)
     except ValidationError as error:
-        raise SettingsError("\n".join(_sentence(detail, Settings) for detail in error.errors())) from None
+        # An item that is wrong also makes its list too short: say only what is wrong with it.
+        mistakes = [detail for detail in error.errors() if detail["type"] != "too_short" or not detail["input"]]
+        raise SettingsError("\n".join(_sentence(detail, Settings) for detail in mistakes)) from None
     return settings
 
 
@@ -207,12 +209,13 @@ def _set(tree: Any, override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: {error}") from error
+    position: int | str
     for key, following in zip(keys, [*keys[1:], None], strict=True):
         if isinstance(tree, list):
             if not key.isdecimal() or int(key) > len(tree):
                 raise SettingsError(f"{path}: {key!r} is not a position in a list of {len(tree)}")
-            position = int(key)
-            if position == len(tree):
+            position = index = int(key)
+            if index == len(tree):
                 tree.append(None)
         elif isinstance(tree, dict):
             position = key

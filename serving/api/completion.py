@@ -42,67 +42,67 @@ class ChatCompletions:
         self._observer = observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        request_id = headers.get(b"x-request-id", "")[:MAX_REQUEST_ID] or uuid.uuid4().hex
-        path_model: str | None = scope["path_params"].get("model")
-        dialect: Dialect = openai if path_model is None else huggingface
-        reply = Reply(scope, send, [(b"x-request-id", request_id.encode("latin-1"))])
-        facts = _Facts(request_id)
+        exchange = _Exchange(scope, send)
         try:
-            dialect = _override(headers, dialect)
-            if path_model is not None:
-                self._models.find(path_model)  # before the body is looked at: it may be of any size
-            body = fields.parse(await read_body(receive, headers, self._limits))
+            exchange.override_dialect()
+            if exchange.path_model is not None:
+                self._models.find(exchange.path_model)  # before the body is looked at: it may be of any size
+            body = fields.parse(await read_body(receive, exchange.headers, self._limits))
             async with until_disconnect(receive):
-                await self._complete(body, path_model, dialect, headers, facts, reply)
-            facts.outcome = Outcome.COMPLETED
+                await self._complete(body, exchange)
+            exchange.outcome = Outcome.COMPLETED
         except ClientGone:
-            log.info("request %s: the client went away", request_id)
+            log.info("request %s: the client went away", exchange.id)
         except Exception as error:
-            facts.outcome = outcome_of(error)
-            await _fail(error, dialect, request_id, reply)
+            exchange.outcome = outcome_of(error)
+            await _fail(error, exchange)
         finally:
-            self._observer.finished(facts.finished())
+            self._observer.finished(exchange.finished())
 
-    async def _complete(
-        self,
-        body: dict[str, Any],
-        path_model: str | None,
-        dialect: Dialect,
-        headers: dict[bytes, str],
-        facts: _Facts,
-        reply: Reply,
-    ) -> None:
-        chat = dialect.parse(body, path_model, self._limits)
+    async def _complete(self, body: dict[str, Any], exchange: _Exchange) -> None:
+        chat = exchange.dialect.parse(body, exchange.path_model, self._limits)
         model = self._models.find(chat.model)
-        facts.model = model.name
+        exchange.model = model.name
         if not model.scheduler.ready:
             raise ModelLoading(f"Model {chat.model} is currently loading", retry_after=5.0)
-        request = facts.request = await make_request(
+        request = exchange.request = await make_request(
             chat,
             model.text,
             model.scheduler.max_model_len,
-            request_id=facts.id,
-            tenant=headers.get(b"x-tenant") or chat.user or "default",
-            seconds=seconds_header(headers, "x-request-timeout", self._limits.request_seconds),
+            request_id=exchange.id,
+            tenant=exchange.headers.get(b"x-tenant") or chat.user or "default",
+            seconds=seconds_header(exchange.headers, "x-request-timeout", self._limits.request_seconds),
         )
-        answer = Answer(f"chatcmpl-{facts.id}", chat.model, int(time.time()), FINGERPRINT, chat.include_usage)
-        facts.text = text = TextStream(model.text, chat.stop, chat.min_tokens, chat.logprobs)
+        answer = Answer(f"chatcmpl-{exchange.id}", chat.model, int(time.time()), FINGERPRINT, chat.include_usage)
+        encoder = exchange.dialect.encoder(answer)
+        text = exchange.text = TextStream(model.text, chat.stop, chat.min_tokens, chat.logprobs)
         respond = _stream if chat.stream else _collect
         async with model.scheduler.generate(request) as stream:
-            await respond(stream, text, dialect.encoder(answer), request, reply)
+            await respond(stream, text, encoder, request, exchange.reply)
 
 
-class _Facts:
-    """What is known of a request so far; cancelled until something else is known."""
+class _Exchange:
+    """One HTTP exchange and what is known of it so far; cancelled until something else is known."""
 
-    def __init__(self, request_id: str) -> None:
-        self.id = request_id
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        self.id = self.headers.get(b"x-request-id", "")[:MAX_REQUEST_ID] or uuid.uuid4().hex
+        self.path_model: str | None = scope["path_params"].get("model")
+        self.dialect: Dialect = openai if self.path_model is None else huggingface
+        self.reply = Reply(scope, send, [(b"x-request-id", self.id.encode("latin-1"))])
         self.model = ""
         self.outcome = Outcome.CANCELLED
         self.request: Request | None = None
         self.text: TextStream | None = None
         self._arrived = time.monotonic()
+
+    def override_dialect(self) -> None:
+        """The path chose the dialect; `x-dialect` may choose another. Raises `BadField`."""
+        name = self.headers.get(b"x-dialect")
+        if name is not None:
+            if name.lower() not in _DIALECTS:
+                raise BadField("x-dialect", f"must be openai or huggingface, not {name!r}")
+            self.dialect = _DIALECTS[name.lower()]
 
     def finished(self) -> Finished:
         text, request = self.text, self.request
@@ -177,19 +177,11 @@ def _usage(request: Request, text: TextStream) -> Usage:
     return Usage(len(request.prompt), text.completion_tokens, text.cached_tokens)
 
 
-def _override(headers: dict[bytes, str], dialect: Dialect) -> Dialect:
-    name = headers.get(b"x-dialect")
-    if name is None:
-        return dialect
-    if name.lower() not in _DIALECTS:
-        raise BadField("x-dialect", f"must be openai or huggingface, not {name!r}")
-    return _DIALECTS[name.lower()]
-
-
-async def _fail(error: Exception, dialect: Dialect, request_id: str, reply: Reply) -> None:
+async def _fail(error: Exception, exchange: _Exchange) -> None:
     """Tell the caller: with a status before the first byte, with one event after it."""
+    dialect, reply = exchange.dialect, exchange.reply
     if not isinstance(error, ServingError):
-        log.exception("request %s failed", request_id, exc_info=error)
+        log.exception("request %s failed", exchange.id, exc_info=error)
     if reply.started:
         await reply.finish(dialect.failure_event(error) + DONE)
         return

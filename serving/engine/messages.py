@@ -21,7 +21,7 @@ class _Message(msgspec.Struct, array_like=True, omit_defaults=True, frozen=True)
 # engine → front, before the front is trusted
 
 
-class Challenge(_Message, tag=1):
+class Challenge(_Message, tag=1, frozen=True):
     """First message on a connection: prove that you know the deployment's secret."""
 
     nonce: bytes
@@ -31,7 +31,7 @@ class Challenge(_Message, tag=1):
 # front → engine
 
 
-class Hello(_Message, tag=2):
+class Hello(_Message, tag=2, frozen=True):
     """The answer to a challenge: `proof` = HMAC-SHA256(secret, nonce)."""
 
     front: str
@@ -39,7 +39,7 @@ class Hello(_Message, tag=2):
     version: int = VERSION
 
 
-class Submit(_Message, tag=3):
+class Submit(_Message, tag=3, frozen=True):
     """Generate. `prompt` is the token ids as native int32 bytes; `slot` names the request on this link."""
 
     slot: int
@@ -49,18 +49,18 @@ class Submit(_Message, tag=3):
     priority: int = 0
 
 
-class Abort(_Message, tag=4):
+class Abort(_Message, tag=4, frozen=True):
     slots: list[int]
 
 
-class AskReport(_Message, tag=5):
+class AskReport(_Message, tag=5, frozen=True):
     """Send a report now (a snapshot: reports are whole, never deltas)."""
 
 
 # engine → front
 
 
-class Welcome(_Message, tag=6):
+class Welcome(_Message, tag=6, frozen=True):
     """The engine's constants. Sizes in tokens or KV blocks."""
 
     engine: str
@@ -72,7 +72,7 @@ class Welcome(_Message, tag=6):
     max_batched_tokens: int
 
 
-class Report(_Message):
+class Report(_Message, frozen=True):
     """The engine's state, numbered without gaps on each link."""
 
     number: int
@@ -84,7 +84,7 @@ class Report(_Message):
     step_seconds: float
 
 
-class Step(_Message, tag=7):
+class Step(_Message, tag=7, frozen=True):
     """One engine step as this front sees it.
 
     The common case, one plain token for a request, is two columns: `tokens[i]` belongs to the
@@ -99,7 +99,7 @@ class Step(_Message, tag=7):
     outputs: list[Output] = []
 
 
-class Rejected(_Message, tag=8):
+class Rejected(_Message, tag=8, frozen=True):
     """The engine would not take the request."""
 
     slot: int

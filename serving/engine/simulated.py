@@ -13,9 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.executor import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
@@ -37,7 +38,8 @@ class SimulatedExecutor(Executor):
     supports_pp = True
 
     def _init_executor(self) -> None:
-        self.profile = ProfileSettings.model_validate(self.vllm_config.additional_config["profile"])
+        configured: Any = self.vllm_config.additional_config
+        self._profile = ProfileSettings.model_validate(configured["profile"])
         self._vocabulary = self.model_config.get_vocab_size()
         self._sequences: dict[str, _Sequence] = {}
         self._pending: list[tuple[str, int | None]] = []  # request, position to sample or None
@@ -71,7 +73,7 @@ class SimulatedExecutor(Executor):
             block_size=self.cache_config.block_size,
             num_kv_heads=self.model_config.get_num_kv_heads(self.parallel_config),
             head_size=self.model_config.get_head_size(),
-            dtype=self.model_config.dtype,
+            dtype=cast(torch.dtype, self.model_config.dtype),
         )
         layers = self.model_config.get_num_layers(self.parallel_config)
         return [{f"layers.{n}": spec for n in range(layers)}]
@@ -115,7 +117,7 @@ class SimulatedExecutor(Executor):
 
         for data in step.scheduled_new_reqs:
             prompt = data.prompt_token_ids or []
-            key = f"{self.profile.seed}:{prompt}".encode()
+            key = f"{self._profile.seed}:{prompt}".encode()
             params = data.sampling_params
             self._sequences[data.req_id] = _Sequence(
                 int.from_bytes(blake2b(key, digest_size=8).digest()), len(prompt), params.logprobs if params else None
@@ -126,7 +128,7 @@ class SimulatedExecutor(Executor):
             cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
         ):
             visit(request, computed, outputs)
-        p = self.profile
+        p = self._profile
         return p.step + prefill / p.prefill_rate + decoding * p.per_sequence + context * p.per_context_token
 
     def sample_tokens(self, grammar_output: GrammarOutput | None, non_block: bool = False) -> Any:
@@ -162,20 +164,13 @@ class SimulatedExecutor(Executor):
         return int(choices[np.searchsorted(choices, token) % len(choices)]) if len(choices) else token
 
     def _logprobs(self, tokens: list[list[int]]) -> LogprobsLists | None:
-        """Plausible numbers of the right shape: the chosen token is the most likely one."""
-        wanted = (
-            max(
-                (self._sequences[r].logprobs if self._sequences[r].logprobs is not None else -1)
-                for r, _ in self._pending
-            )
-            if self._pending
-            else -1
-        )
-        if wanted < 0:
+        """Plausible numbers of the right shape: the chosen token first, then it and its neighbours as the best."""
+        wanted = [n for request, _ in self._pending if (n := self._sequences[request].logprobs) is not None]
+        if not wanted:
             return None
-        ids = np.array([[(row[0] if row else 0) + n for n in range(wanted + 1)] for row in tokens], dtype=np.int32)
-        ids = np.concatenate([ids[:, :1], ids[:, :wanted]], axis=1) if wanted else ids
-        values = np.concatenate(
-            [np.full((len(tokens), 1), -0.1), np.tile(-0.1 - np.arange(wanted, dtype=float), (len(tokens), 1))], axis=1
-        )
-        return LogprobsLists(ids % self._vocabulary, values.astype(np.float32), np.ones(len(tokens), dtype=np.int32))
+        best, rows = max(wanted), len(tokens)
+        chosen = np.array([[row[0] if row else 0] for row in tokens], dtype=np.int32)
+        ids = np.concatenate([chosen, chosen + np.arange(best, dtype=np.int32)], axis=1) % self._vocabulary
+        falling = np.tile(-0.1 - np.arange(best, dtype=np.float32), (rows, 1))
+        values = np.concatenate([np.full((rows, 1), -0.1, dtype=np.float32), falling], axis=1)
+        return LogprobsLists(ids, values, np.ones(rows, dtype=np.int32))

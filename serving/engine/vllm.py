@@ -14,7 +14,7 @@ import threading
 import weakref
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import zmq
 from vllm.engine.arg_utils import EngineArgs
@@ -98,7 +98,7 @@ class VllmCore(MPClient):
         cache, scheduler = config.cache_config, config.scheduler_config
         self.facts = CoreFacts(
             block_size=cache.block_size,
-            total_blocks=cache.num_gpu_blocks - 1,  # vLLM keeps one null block
+            total_blocks=(cache.num_gpu_blocks or 1) - 1,  # vLLM keeps one null block
             max_model_len=config.model_config.max_model_len,
             max_num_seqs=scheduler.max_num_seqs,
             max_batched_tokens=scheduler.max_num_batched_tokens,
@@ -160,7 +160,7 @@ class VllmCore(MPClient):
         assert self._on_step is not None
         while not self.resources.engine_dead:
             try:
-                frames = self._outputs.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = cast(list[zmq.Frame], self._outputs.recv_multipart(zmq.NOBLOCK, copy=False))
             except zmq.Again:
                 return
             try:

@@ -24,7 +24,7 @@ MAX_RENDERED = 32 * 2**20  # characters
 class _GenerationTag(Extension):
     """`{% generation %}…{% endgeneration %}` marks the assistant's words for training; here it is a no-op."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
