@@ -41,7 +41,7 @@ step() {
 }
 
 pip_install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$@"
+    .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps "$@"
 }
 
 install_torch_cpu() {

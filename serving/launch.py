@@ -84,7 +84,7 @@ def _signals() -> Iterator[threading.Event]:
 @contextlib.contextmanager
 def _steps(console: Console) -> Iterator[Callable[[str | None], None]]:
     """What is being done, and how long so far: a live line on a terminal, plain lines elsewhere."""
-    started = time.monotonic()
+    started = time.monotonic()  # of the step that is being done
     status: Status | None = None
     lock = threading.Lock()
     current: str | None = None
@@ -98,11 +98,11 @@ def _steps(console: Console) -> Iterator[Callable[[str | None], None]]:
                 status.update(f"{current} [dim]{time.monotonic() - started:.0f} s[/dim]")
 
     def step(text: str | None) -> None:
-        nonlocal status, current
+        nonlocal status, current, started
         with lock:
             if current is not None:
                 console.print(f"  [green]✓[/green] {current} [dim]({time.monotonic() - started:.1f} s)[/dim]")
-            current = text
+            current, started = text, time.monotonic()
             if text is None:
                 if status is not None:
                     status.stop()
