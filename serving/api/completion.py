@@ -121,7 +121,11 @@ class _Exchange:
 
 def _pieces(outputs: list[Output], text: TextStream) -> list[Piece]:
     """What the caller sees of a batch of outputs."""
-    pieces = [piece for output in outputs for piece in text.add(output)]
+    pieces: list[Piece] = []
+    for output in outputs:
+        pieces += text.add(output)
+        if text.finish is not None:  # a stop string: the engine may have said more by now
+            break
     if text.finish in (FinishReason.ABORT, FinishReason.ERROR):
         raise EngineFault("the engine could not finish this request")
     return pieces

@@ -80,7 +80,7 @@ class ChatTemplate:
             return "".join(pieces)
         except jinja2.TemplateError as error:
             raise TemplateRefused(f"the model's chat template refuses these messages: {error}", "messages") from error
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
             raise TemplateRefused(
                 f"the model's chat template cannot render these messages: {error}", "messages"
             ) from error

@@ -102,7 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             status = process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             status = None
-        gone, left = psutil.wait_procs(family, timeout=2)
+        _, left = psutil.wait_procs(family, timeout=2)
         for survivor in left:
             survivor.kill()
         if process.poll() is None:

@@ -133,8 +133,14 @@ def test_every_token_is_its_own_event(server: Server) -> None:
         (b'{"model": "x"}', "messages"),
         (b'{"model": "%s", "messages": []}' % MODEL.encode(), "messages"),
         (b'{"model": "%s", "messages": [{"role": "", "content": "x"}]}' % MODEL.encode(), "messages[0].role"),
-        (b'{"model": "%s", "messages": [{"role": "user", "content": "\\u0000"}]}' % MODEL.encode(), "messages[0].content"),
-        (b'{"model": "%s", "messages": [{"role": "user", "content": "\\ud800"}]}' % MODEL.encode(), "messages[0].content"),
+        (
+            b'{"model": "%s", "messages": [{"role": "user", "content": "\\u0000"}]}' % MODEL.encode(),
+            "messages[0].content",
+        ),
+        (
+            b'{"model": "%s", "messages": [{"role": "user", "content": "\\ud800"}]}' % MODEL.encode(),
+            "messages[0].content",
+        ),
         (b"[" * 100_000, None),
     ],
 )
