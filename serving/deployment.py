@@ -170,13 +170,19 @@ def _start_core(settings: EngineSettings, model: Any) -> Any:
 
 
 def _bind_cpus(engine: EngineSettings, rank: int) -> None:
-    """Several CPU engines on one machine share its cores evenly: left alone, one starves the other."""
-    if engine.replicas < 2 or not _on_cpu(engine) or "VLLM_CPU_OMP_THREADS_BIND" in os.environ:
+    """Several CPU engines or workers on one machine share its cores evenly: left alone, one starves the other.
+
+    vLLM's variable separates the cores of an engine's workers by bars.
+    """
+    workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    if engine.replicas * workers < 2 or not _on_cpu(engine) or "VLLM_CPU_OMP_THREADS_BIND" in os.environ:
         return
     cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // engine.replicas)
-    first = (rank * share) % len(cores)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores[first : first + share]))
+    share = max(1, len(cores) // (engine.replicas * workers))
+    firsts = [(rank * workers + worker) * share % len(cores) for worker in range(workers)]
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
+        ",".join(map(str, cores[first : first + share])) for first in firsts
+    )
 
 
 def _die() -> None:

@@ -130,6 +130,7 @@ def _ray(settings: Settings) -> Iterator[None]:
     import ray
 
     own = settings.ray.address is None
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=settings.ray.address,
         num_cpus=_cpus(settings) if own else None,
@@ -138,6 +139,7 @@ def _ray(settings: Settings) -> Iterator[None]:
         logging_level=logging.ERROR,
         configure_logging=False,
     )
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends without stopping anything
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ read as YAML. There is no other source: no environment variables, no flags that 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -174,30 +174,42 @@ def load(path: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
     tree: Any = {}
     if path is not None:
         try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+            tree = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(f"{path}: {error}") from error
+        if tree is None:
+            tree = {}
         if not isinstance(tree, dict):
             raise SettingsError(f"{path}: must be a mapping of sections")
     for override in overrides:
         _set(tree, override)
     try:
         settings = Settings.model_validate(tree)
-        for number, model in enumerate(settings.models):
-            _check_engine(settings, model, number)
     except ValidationError as error:
         # An item that is wrong also makes its list too short: say only what is wrong with it.
         mistakes = [detail for detail in error.errors() if detail["type"] != "too_short" or not detail["input"]]
         raise SettingsError("\n".join(_sentence(detail, Settings) for detail in mistakes)) from None
+    if wrong := [*_wrong_engines(settings), *_ambiguous_ids(settings)]:
+        raise SettingsError("\n".join(wrong))
     return settings
 
 
-def _check_engine(settings: Settings, model: ModelSettings, number: int) -> None:
-    try:
-        settings.engine_of(model)
-    except ValidationError as error:
-        where = f"models.{number}.engine."
-        raise SettingsError("\n".join(where + _sentence(d, EngineSettings) for d in error.errors())) from None
+def _wrong_engines(settings: Settings) -> Iterator[str]:
+    for number, model in enumerate(settings.models):
+        try:
+            settings.engine_of(model)
+        except ValidationError as error:
+            yield from (f"models.{number}.engine.{_sentence(detail, EngineSettings)}" for detail in error.errors())
+
+
+def _ambiguous_ids(settings: Settings) -> Iterator[str]:
+    """Ids that mean more than one model."""
+    owners: dict[str, int] = {}
+    for number, model in enumerate(settings.models):
+        ids = [("name", model.name or model.source), *((f"aliases.{n}", a) for n, a in enumerate(model.aliases))]
+        for key, name in ids:
+            if owners.setdefault(name, number) != number:
+                yield f"models.{number}.{key}: {name!r} already means models.{owners[name]}"
 
 
 def _set(tree: Any, override: str) -> None:

@@ -47,7 +47,7 @@ class ChatCompletions:
             exchange.override_dialect()
             if exchange.path_model is not None:
                 self._models.find(exchange.path_model)  # before the body is looked at: it may be of any size
-            body = fields.parse(await read_body(receive, exchange.headers, self._limits))
+            body = fields.parse(await read_body(receive, exchange.headers, self._limits), self._limits.nesting)
             async with until_disconnect(receive):
                 await self._complete(body, exchange)
             exchange.outcome = Outcome.COMPLETED

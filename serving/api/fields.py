@@ -15,18 +15,24 @@ from serving.errors import BadField, BadSyntax
 Check = Callable[[str, Any], Any]
 
 
-def parse(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises `BadSyntax`, or `BadField` for text that is not Unicode."""
+def parse(body: bytes, nesting: int) -> dict[str, Any]:
+    """The body as a JSON object whose fields nest at most `nesting` levels.
+
+    Raises `BadSyntax`, or `BadField` for text that is not Unicode and for what nests deeper.
+    """
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        _explain(body, error)
+        _explain(body, error, nesting)
     if not isinstance(value, dict):
         raise BadSyntax(f"the body must be a JSON object, not {_kind(value)}")
+    if body.count(b"[") + body.count(b"{") > nesting:  # else it cannot nest so deep
+        for name, item in value.items():
+            check_nesting(name, item, nesting)
     return value
 
 
-def _explain(body: bytes, error: orjson.JSONDecodeError) -> NoReturn:
+def _explain(body: bytes, error: orjson.JSONDecodeError, nesting: int) -> NoReturn:
     """Why strict parsing failed: a lone surrogate has a place to name, other mistakes a position."""
     import json
 
@@ -36,9 +42,8 @@ def _explain(body: bytes, error: orjson.JSONDecodeError) -> NoReturn:
         except (ValueError, RecursionError):
             pass
         else:
+            check_nesting("body", value, nesting + 1)
             find_bad_text(value, "")
-    if "ecursion" in str(error):
-        raise BadSyntax("the body is not valid JSON: nested too deep") from None
     raise BadSyntax(f"the body is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
 
 

@@ -43,7 +43,7 @@ def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Cha
     """`model` in the body is ignored: the path decides."""
     if body.get("messages") is None:
         raise BadField("messages", "is required")
-    chat_messages = messages.check("messages", body["messages"], limits.messages, limits.nesting)
+    chat_messages = messages.check("messages", body["messages"], limits.messages)
     got = fields.read(body, _FIELDS)
     got.setdefault("max_tokens", got.pop("max_completion_tokens", limits.huggingface_max_tokens))
     usage = got.pop("stream_options", {}).get("include_usage")

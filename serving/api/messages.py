@@ -8,17 +8,17 @@ from serving.api import fields
 from serving.errors import BadField
 
 
-def check(path: str, value: Any, limit: int, nesting: int) -> list[dict[str, Any]]:
+def check(path: str, value: Any, limit: int) -> list[dict[str, Any]]:
     """Messages as a chat template reads them. Raises `BadField` naming the message and its key."""
     items = fields.array(path, value)
     if not items:
         raise BadField(path, "must hold at least one message")
     if len(items) > limit:
         raise BadField(path, f"must hold at most {limit} messages, not {len(items)}")
-    return [_message(f"{path}[{position}]", item, nesting) for position, item in enumerate(items)]
+    return [_message(f"{path}[{position}]", item) for position, item in enumerate(items)]
 
 
-def _message(path: str, value: Any, nesting: int) -> dict[str, Any]:
+def _message(path: str, value: Any) -> dict[str, Any]:
     message = fields.mapping(path, value)
     role = message.get("role")
     if role is None:
@@ -44,6 +44,6 @@ def _content(path: str, value: Any) -> str | None:
         where = f"{path}[{position}]"
         kind = fields.mapping(where, part).get("type")
         if kind != "text":
-            raise BadField(f"{where}.type", f"must be 'text': this model takes no other parts, such as {kind!r}")
+            raise BadField(f"{where}.type", f"must be 'text': this model takes no other parts, such as {kind!r:.50}")
         texts.append(fields.text(f"{where}.text", part.get("text")))
     return "\n".join(texts)

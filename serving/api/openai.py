@@ -43,7 +43,7 @@ def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Cha
         raise BadField("model", "is required")
     if body.get("messages") is None:
         raise BadField("messages", "is required")
-    chat_messages = messages.check("messages", body["messages"], limits.messages, limits.nesting)
+    chat_messages = messages.check("messages", body["messages"], limits.messages)
     got = fields.read(body, _FIELDS)
     if "max_completion_tokens" in got:
         got["max_tokens"] = got.pop("max_completion_tokens")

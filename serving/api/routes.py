@@ -18,6 +18,7 @@ from serving.api.dialect import Dialect
 from serving.api.failures import NoRoute
 from serving.api.service import Models
 from serving.core import Observer
+from serving.errors import ServingError
 from serving.settings import LimitSettings
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -67,8 +68,9 @@ def build(models: Models, limits: LimitSettings, observer: Observer, lifespan: L
     async def one_model(model: str) -> dict[str, Any]:
         return _card(models, models.find(model).name)
 
-    @app.exception_handler(Exception)
+    @app.exception_handler(Exception)  # of these Starlette also raises again, for the server's log
     @app.exception_handler(HTTPException)
+    @app.exception_handler(ServingError)
     async def failed(request: Request, error: Exception) -> Response:
         dialect: Dialect = huggingface if request.url.path.startswith("/models/") else openai
         headers = None

@@ -58,7 +58,16 @@ class TextStream:
 
     def add_plain(self, token: int) -> str:
         self.completion_tokens += 1
-        return self._step(self._model.tokenizer, token) or ""
+        try:
+            return self._step(self._model.tokenizer, token) or ""
+        except Exception:  # tokenizers has no class of its own for it
+            return self._start_anew(token)
+
+    def _start_anew(self, token: int) -> str:
+        """A model may spell, byte by byte, what is not UTF-8; the decoder then contradicts what it has given out."""
+        self._step = DecodeStream(skip_special_tokens=True).step
+        shown = self._step(self._model.tokenizer, token)  # as at the start of a text: without its leading space
+        return self._model.token_bytes(token).decode(errors="replace") if shown else ""
 
     def add(self, output: Output) -> list[Piece]:
         if output.cached_tokens is not None:
@@ -67,9 +76,7 @@ class TextStream:
             self.first_at = time.monotonic()
         pieces = []
         for position, token in enumerate(output.tokens):
-            self.completion_tokens += 1
-            text = self._step(self._model.tokenizer, token) or ""
-            stopped = False
+            text, stopped = self.add_plain(token), False
             if self._stops is not None and self.completion_tokens > self._min_tokens:
                 text, stopped = self._stops.add(text)
             logprob = self._logprob(output.logprobs[position]) if output.logprobs is not None else None

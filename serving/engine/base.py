@@ -50,6 +50,9 @@ class TokenStream(AsyncIterator[list[Output]]):
         self._wake()
 
     def fail(self, error: BaseException) -> None:
+        """Does nothing to a stream that has ended."""
+        if self._ended:
+            return
         self._error = error
         self._ended = True
         self._wake()

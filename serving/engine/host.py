@@ -212,10 +212,11 @@ class Host:
 
     def _on_step(self, plain: list[tuple[str, int]], rich: list[tuple[str, Output]]) -> None:
         now = time.monotonic()
-        self._step_seconds = now - self._last_step
-        self._longest_step = max(self._longest_step, self._step_seconds)
-        self._last_step = now
         live = self._live
+        if live:  # the time before an idle engine's report is not a step's
+            self._step_seconds = now - self._last_step
+            self._longest_step = max(self._longest_step, self._step_seconds)
+        self._last_step = now
         for name, token in plain:
             if (place := live.get(name)) is not None:  # else aborted while the step was in flight
                 front, slot = place

@@ -119,10 +119,12 @@ class EngineLink(FramedProtocol):
             async with asyncio.timeout(timeout):
                 _, link = await asyncio.get_running_loop().create_connection(lambda: cls(**options), host, port)
                 await link._welcomed
-        except (OSError, TimeoutError) as error:
+        except BaseException as error:
             if link is not None:
                 link.abort()
-            raise EngineLost(f"no link to the engine at {host}:{port}: {error!r}") from error
+            if isinstance(error, OSError | TimeoutError):
+                raise EngineLost(f"no link to the engine at {host}:{port}: {error!r}") from error
+            raise
         return link
 
     @asynccontextmanager

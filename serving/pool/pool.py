@@ -123,8 +123,8 @@ class Watcher:
             )
             if link.view is None or link.view.engine != address.engine:
                 link.abort()  # another engine took the port of one that is gone
-                return
-            pool.add(address.engine, link)
+            elif link.transport is not None:  # else it broke as it came: nobody would tell us again
+                pool.add(address.engine, link)
         except EngineLost as error:
             log.info("engine %s cannot be reached yet: %s", address.engine, error)
         finally:

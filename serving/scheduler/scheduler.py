@@ -86,6 +86,7 @@ class Scheduler:
             if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
                 _, lease = waiting.turn.result()  # its turn came in the moment it left
                 self._ledger.give_back(lease)
+                self.dispatch()
             raise
         finally:
             self._queue.leave(waiting)
@@ -93,6 +94,9 @@ class Scheduler:
     def dispatch(self) -> None:
         """Give every engine what it has room for. Runs after each report; never awaits, so nobody herds."""
         while waiting := self._queue.head():
+            if waiting.turn.done():  # cancelled, and not yet out of the queue
+                self._queue.leave(waiting)
+                continue
             if not self._pool.ready:
                 waiting.turn.set_exception(ModelLoading("the last engine of the model went away", retry_after=5.0))
                 self._queue.leave(waiting)
@@ -102,10 +106,7 @@ class Scheduler:
                 return
             lease = self._ledger.take(view, waiting.request)
             self._queue.leave(waiting)
-            if waiting.turn.done():  # cancelled, and not yet out of the queue
-                self._ledger.give_back(lease)
-            else:
-                waiting.turn.set_result((self._pool.links[view.engine], lease))
+            waiting.turn.set_result((self._pool.links[view.engine], lease))
 
     def _ended(self) -> None:
         now = time.monotonic()

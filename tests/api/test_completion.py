@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from serving.api import routes
+from serving.api.edge import DIRECT
 from serving.api.service import Models, ServedModel
 from serving.core import Finished, FinishReason, Output, Request
 from serving.engine.base import TokenStream
-from serving.errors import EngineLost, Overloaded
-from serving.models import embedded
+from serving.errors import DeadlineExceeded, EngineLost, EngineRefused, Overloaded
 from serving.models.text import ModelText
 from serving.settings import LimitSettings
 
@@ -63,11 +63,6 @@ class Log:
 
     def finished(self, request: Finished) -> None:
         self.finished_requests.append(request)
-
-
-@pytest.fixture(scope="session")
-def text() -> ModelText:
-    return ModelText(embedded.prepare())
 
 
 @pytest.fixture
@@ -342,3 +337,212 @@ async def test_a_client_that_goes_away_ends_its_request(
     await asyncio.wait_for(task, 2)
     assert scheduler.left == 1
     assert log.finished_requests[0].outcome == "cancelled"
+
+
+class Wire:
+    """The ASGI server's side of one exchange, with a client that can go away."""
+
+    def __init__(self, app: Any, body: dict[str, Any], path: str = OPENAI, **extensions: Any) -> None:
+        self._parts = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+        self.gone = asyncio.Event()
+        self.sent: list[Any] = []
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "extensions": extensions}
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> Any:
+        if self._parts:
+            return self._parts.pop()
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(2):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+STREAM = {"model": "org/tiny", "messages": HELLO, "stream": True}
+
+
+async def test_a_client_that_goes_away_in_the_middle(app: routes.PublicApp, scheduler: HandScheduler, log: Log) -> None:
+    scheduler.script = lambda stream, request: stream.feed(Output([504], cached_tokens=3))
+    wire = Wire(app, STREAM)
+    await until(lambda: len(wire.sent) == 2)
+    wire.gone.set()
+    await asyncio.wait_for(wire.task, 2)
+    assert len(wire.sent) == 2  # nothing more for nobody
+    assert scheduler.left == 1
+    (finished,) = log.finished_requests
+    assert (finished.outcome, finished.generated_tokens, finished.cached_tokens) == ("cancelled", 1, 3)
+    assert finished.first_token_seconds is not None
+
+
+async def test_no_byte_before_the_first_token(app: routes.PublicApp, scheduler: HandScheduler) -> None:
+    streams: list[TokenStream] = []
+    scheduler.script = lambda stream, request: streams.append(stream)
+    wire = Wire(app, STREAM)
+    await until(lambda: streams)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert wire.sent == []
+    streams[0].feed(Output([504], FinishReason.LENGTH, cached_tokens=0))
+    await wire.task
+    assert [message["type"] for message in wire.sent] == ["http.response.start", *["http.response.body"] * 2]
+
+
+class HandWriter:
+    """Takes bytes at once, as long as it is said to be ready."""
+
+    def __init__(self, sent: Callable[[], list[Any]]) -> None:
+        self.able = True
+        self._sent = sent
+        self.taken = 0
+
+    def ready(self) -> bool:
+        return self.able
+
+    def write(self, data: bytes) -> None:
+        self.taken += 1
+        self._sent().append({"body": data})
+
+
+@pytest.mark.parametrize("path", [OPENAI, HUGGINGFACE])
+async def test_tokens_straight_to_the_socket_are_the_same_stream(
+    app: routes.PublicApp, scheduler: HandScheduler, text: ModelText, path: str
+) -> None:
+    """Whatever way each token takes, slow reader or not, the bytes are those of a plain stream, in order."""
+    tokens = text.encode("naïve 🦜 one two three 日本 four five")
+    streams: list[TokenStream] = []
+    scheduler.script = lambda stream, request: streams.append(stream)
+
+    async def run(writer: HandWriter | None) -> bytes:
+        streams.clear()
+        wire = Wire(app, STREAM, path, **({DIRECT: writer} if writer else {}))
+        if writer:
+            writer._sent = lambda: wire.sent
+        await until(lambda: streams)
+        streams[0].feed(Output([tokens[0]], cached_tokens=0))
+        for number, token in enumerate(tokens[1:]):
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            if writer:
+                writer.able = number % 4 != 1
+            streams[0].feed_token(token)
+        streams[0].feed(Output([2], FinishReason.STOP))
+        await wire.task
+        raw = b"".join(message.get("body", b"") for message in wire.sent)
+        events = [json.loads(event[6:]) for event in raw.split(b"\n\n")[:-2]]
+        assert raw.endswith(b"data: [DONE]\n\n")
+        return json.dumps([event["choices"] for event in events]).encode()
+
+    writer = HandWriter(list)
+    assert await run(writer) == await run(None)
+    assert 0 < writer.taken < len(tokens)
+
+
+async def test_what_comes_after_a_stop_string_is_not_shown(client: httpx.AsyncClient, scheduler: HandScheduler) -> None:
+    """The reader was slow: the token that ends the answer and later ones came together."""
+    scheduler.script = scheduler.say("one stop two stop", FinishReason.LENGTH)
+    for path in (OPENAI, HUGGINGFACE):
+        for stream in (False, True):
+            answer = await client.post(
+                path, json={"model": "org/tiny", "messages": HELLO, "stop": " stop", "stream": stream}
+            )
+            if stream:
+                parts = [choice["delta"] for chunk in chunks(answer) for choice in chunk["choices"]]
+                assert "".join(part.get("content", "") for part in parts) == "one"
+            else:
+                assert answer.json()["choices"][0]["message"]["content"] == "one"
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "openai", "huggingface"),
+    [
+        (EngineLost("gone"), "engine_fault", (500, "server_error"), (500, "incomplete_generation")),
+        (EngineRefused("no"), "engine_fault", (500, "server_error"), (424, "generation")),
+        (DeadlineExceeded("late", 2.0), "deadline", (504, "server_error"), (504, "timeout")),
+        (ZeroDivisionError("secret"), "internal", (500, "server_error"), (500, "generation")),
+    ],
+)
+async def test_failures_in_both_dialects(
+    client: httpx.AsyncClient,
+    scheduler: HandScheduler,
+    log: Log,
+    error: Exception,
+    outcome: str,
+    openai: tuple[int, str],
+    huggingface: tuple[int, str],
+) -> None:
+    scheduler.script = lambda stream, request: stream.fail(error)
+    for stream in (False, True):
+        answer = await client.post(OPENAI, json=STREAM | {"stream": stream})
+        assert (answer.status_code, answer.json()["error"]["type"]) == openai
+        assert ("retry-after" in answer.headers) == isinstance(error, DeadlineExceeded)
+        answer = await client.post(HUGGINGFACE, json=STREAM | {"stream": stream})
+        assert (answer.status_code, answer.json()["error_type"]) == huggingface
+        assert "secret" not in answer.text
+    assert [finished.outcome for finished in log.finished_requests] == [outcome] * 4
+    assert scheduler.left == 4
+
+
+@pytest.mark.parametrize("finish", [FinishReason.ABORT, FinishReason.ERROR])
+async def test_an_engine_that_gives_up_is_a_failure(
+    client: httpx.AsyncClient, scheduler: HandScheduler, finish: FinishReason
+) -> None:
+    scheduler.script = scheduler.say("some words", finish)
+    answer = await client.post(OPENAI, json={"model": "org/tiny", "messages": HELLO})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+
+
+async def test_a_deadline_in_the_stream_is_a_timeout(client: httpx.AsyncClient, scheduler: HandScheduler) -> None:
+    def script(stream: TokenStream, request: Request) -> None:
+        stream.feed(Output([504], cached_tokens=0))
+        asyncio.get_running_loop().call_later(0.01, stream.fail, DeadlineExceeded("late"))
+
+    scheduler.script = script
+    *_, last = chunks(await client.post(HUGGINGFACE, json=STREAM))
+    assert last == {"error": "late", "error_type": "timeout"}
+    *_, last = chunks(await client.post(OPENAI, json=STREAM))
+    assert last["error"] == {"message": "late", "type": "server_error", "param": None, "code": "timeout"}
+
+
+async def test_who_asks_and_for_how_long(client: httpx.AsyncClient, scheduler: HandScheduler) -> None:
+    body = {"model": "org/tiny", "messages": HELLO}
+    await client.post(OPENAI, json=body | {"user": "ann"}, headers={"x-request-timeout": "5"})
+    await client.post(OPENAI, json=body | {"user": "ann"}, headers={"x-tenant": "bob"})
+    await client.post(OPENAI, json=body)
+    assert [request.tenant for request in scheduler.requests] == ["ann", "bob", "default"]
+    seconds = [round(request.deadline - request.arrived) for request in scheduler.requests]
+    assert seconds == [5, 600, 600]
+
+
+async def test_request_ids(client: httpx.AsyncClient) -> None:
+    long = await client.post(
+        OPENAI, json={"model": "org/tiny", "messages": HELLO}, headers={"x-request-id": b"\xc3\xa9" * 300}
+    )
+    assert dict(long.headers.raw)[b"x-request-id"] == b"\xc3\xa9" * 64
+    ids = {(await client.post(OPENAI, content=b"")).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/models/no/pe", "/nope", "/models/org/tiny/nope"])
+async def test_other_paths_fail_in_their_dialect(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert isinstance(error, str if path.startswith("/models/") else dict)
+
+
+async def test_health_and_readiness(client: httpx.AsyncClient, scheduler: HandScheduler) -> None:
+    assert (await client.get("/health")).status_code == 200
+    assert (await client.get("/ready")).status_code == 200
+    listed = (await client.get("/v1/models")).json()["data"]
+    assert [(card["id"], card["max_model_len"]) for card in listed] == [("org/tiny", 512)]
+    scheduler.ready = False
+    assert (await client.get("/ready")).status_code == 503
+    assert (await client.get("/health")).status_code == 200

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from serving.errors import TemplateRefused
-from serving.models import embedded, template
+from serving.models import template
 from serving.models.template import ChatTemplate
 from serving.models.text import ModelText
 
@@ -16,16 +16,45 @@ CHATS: list[list[dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("messages", CHATS, ids=range(len(CHATS)))
-def test_the_embedded_model_renders_as_transformers_does(messages: list[dict[str, Any]]) -> None:
+@pytest.fixture(scope="session")
+def reference(text: ModelText) -> Any:
+    """The embedded model's tokenizer as transformers reads it."""
     from transformers import AutoTokenizer
 
-    path = embedded.prepare()
-    text = ModelText(path)
-    tokenizer = AutoTokenizer.from_pretrained(str(path))
+    return AutoTokenizer.from_pretrained(str(text.directory))
+
+
+@pytest.mark.parametrize("messages", CHATS, ids=range(len(CHATS)))
+def test_the_embedded_model_renders_as_transformers_does(
+    text: ModelText, reference: Any, messages: list[dict[str, Any]]
+) -> None:
     rendered = text.template.render(messages)
-    assert rendered == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text.encode(rendered) == tokenizer.encode(rendered, add_special_tokens=False)
+    assert rendered == reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text.encode(rendered) == reference.encode(rendered, add_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}\n  {% if m.role == 'user' %}\n    {{- m.content }}\n  {% endif %}\n{% endfor %}\n",
+        "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ tools[0] | tojson(sort_keys=true) }}",
+        "{{ messages | tojson(separators=(',', ':')) }}{{ messages[0] | tojson(ensure_ascii=true) }}",
+        "{% for m in messages %}{% if not loop.first %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+        "{% for m in messages %}{% generation %}{{ m.content | trim }}{% endgeneration %} {% endfor %}",
+        "{{ bos_token }}{{ eos_token }}{% if add_generation_prompt %}go{% endif %}{{ unknown }}{{ tools | length }}",
+        "{{ '<a & b>' | e }}{{ '<a & b>' }}{{ messages[-1]['content'][::-1].upper() }}{{ namespace(x=1).x }}",
+        "{%- macro say(m) %}[{{ m.role }}] {% endmacro %}{% for m in messages %}{{ say(m) }}{% endfor %}",
+    ],
+    ids=range(8),
+)
+def test_any_template_renders_as_in_transformers(reference: Any, source: str) -> None:
+    tools = [{"type": "function", "function": {"name": "é<f>", "parameters": {"type": "object", "properties": {}}}}]
+    special = {"bos_token": reference.bos_token, "eos_token": reference.eos_token}
+    for messages in CHATS:
+        expected = reference.apply_chat_template(
+            messages, tools=tools, chat_template=source, tokenize=False, add_generation_prompt=True
+        )
+        assert ChatTemplate(source, special).render(messages, tools) == expected
 
 
 @pytest.mark.parametrize(
@@ -34,6 +63,20 @@ def test_the_embedded_model_renders_as_transformers_does(messages: list[dict[str
         "{{ raise_exception('no system role') }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
+        "{{ messages.clear() }}",
+        "{{ messages[0].update(role='system') }}",
+        "{{ messages[0].pop('role') }}",
+        "{{ raise_exception.__globals__.keys() }}",
+        "{{ ''['__cl' ~ 'ass__'].mro() }}",
+        "{{ (messages | attr('__class__')).mro() }}",
+        "{{ '{0.__class__.__mro__[1].x}'.format(messages) }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ self.__init__.__globals__ }}{{ self._TemplateReference__context.environment.loader.x }}",
+        "{% include 'other' %}",
+        "{% import 'os' as os %}",
+        "{{ strftime_now(5) }}",
+        "{{ range(10**9) | list }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "{{ messages[9].content.x }}",
         "{{ 1 / 0 }}",
         "{{ 'a' + 1 }}",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serving.engine.host import CoreFacts, CoreState, Host
+from serving.engine.link import EngineLink
 from serving.pool import pool as pool_module
 from serving.pool.directory import EngineAddress
 from serving.pool.pool import Pool, Watcher
@@ -48,6 +49,7 @@ class Fleet:
         self.directory = HandDirectory()
         self.pool = Pool("m")
         self.hosts: dict[str, Host] = {}
+        self.watching: asyncio.Task[None]
 
     async def start(self, engine: str, port: int = 0) -> int:
         host = Host(IdleCore(), engine=engine, model="m", secret=SECRET, on_death=lambda: None)
@@ -71,10 +73,10 @@ async def fleet(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
     for name, seconds in (("WATCH_SECONDS", 0.01), ("RETRY_SECONDS", 0.02), ("FORGET_SECONDS", 0.3)):
         monkeypatch.setattr(pool_module, name, seconds)
     fleet = Fleet()
-    watching = asyncio.create_task(Watcher("f", SECRET, fleet.directory, {"m": fleet.pool}).run())
+    fleet.watching = asyncio.create_task(Watcher("f", SECRET, fleet.directory, {"m": fleet.pool}).run())
     yield fleet
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+    fleet.watching.cancel()
+    await asyncio.gather(fleet.watching, return_exceptions=True)
     for host in fleet.hosts.values():
         await host.stop()
 
@@ -139,3 +141,66 @@ async def test_other_models_are_not_ours(fleet: Fleet) -> None:
     await fleet.linked("a")
     await asyncio.sleep(0.05)
     assert set(fleet.pool.links) == {"a"}
+
+
+async def test_a_link_that_broke_as_it_came_is_not_kept(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, made = EngineLink.connect, 0
+
+    async def broken_at_first(*arguments: Any, **options: Any) -> EngineLink:
+        nonlocal made
+        link, made = await connect(*arguments, **options), made + 1
+        if made == 1:
+            link.abort()
+            await asyncio.sleep(0.01)
+        return link
+
+    monkeypatch.setattr(EngineLink, "connect", broken_at_first)
+    await fleet.start("a")
+    await fleet.linked("a")
+    assert made == 2
+    assert fleet.pool.links["a"].transport is not None
+
+
+async def test_a_front_that_ends_leaves_no_connection(fleet: Fleet) -> None:
+    """Neither a link nor one that is still being made, to an engine that says nothing."""
+    come, gone = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        come.set()
+        await reader.read()
+        writer.close()
+        gone.set()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as mute:
+        port = mute.sockets[0].getsockname()[1]
+        fleet.directory.addresses["mute"] = EngineAddress("mute", "m", "127.0.0.1", port)
+        await fleet.start("a")
+        await fleet.linked("a")
+        await come.wait()
+        fleet.watching.cancel()
+        await fleet.linked()
+        await asyncio.wait_for(gone.wait(), 2)
+    await until(lambda: fleet.hosts["a"].gauges()["fronts"] == 0)
+
+
+async def test_an_engine_with_another_secret_is_not_ours(fleet: Fleet) -> None:
+    stranger = Host(IdleCore(), engine="s", model="m", secret=b"other", on_death=lambda: None)
+    fleet.hosts["s"] = stranger
+    fleet.directory.addresses["s"] = EngineAddress("s", "m", "127.0.0.1", await stranger.start("127.0.0.1"))
+    await fleet.start("a")
+    await fleet.linked("a")
+    await asyncio.sleep(0.05)
+    assert set(fleet.pool.links) == {"a"}
+
+
+async def test_whoever_waits_is_told_of_changes(fleet: Fleet) -> None:
+    told: list[set[str]] = []
+    fleet.pool.on_change = lambda: told.append(set(fleet.pool.links))
+    await fleet.start("a")
+    await fleet.linked("a")
+    assert told[-1] == {"a"}
+    joined = len(told)
+    fleet.pool.reported(fleet.pool.links["a"])
+    assert len(told) == joined + 1
+    await fleet.hosts["a"].stop()
+    await until(lambda: told[-1] == set())

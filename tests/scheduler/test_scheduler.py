@@ -13,7 +13,7 @@ import pytest
 
 from serving.core import EngineView, FinishReason, Output, Request, Sampling
 from serving.engine.base import TokenStream
-from serving.errors import DeadlineExceeded, ModelLoading, Overloaded
+from serving.errors import DeadlineExceeded, EngineLost, ModelLoading, Overloaded
 from serving.scheduler.scheduler import Scheduler
 from serving.settings import SchedulerSettings
 
@@ -33,9 +33,12 @@ class HandLink:
         self.view = EngineView(engine, "m", free_blocks=sizes["total_blocks"], **sizes)
         self.streams: list[tuple[Request, TokenStream]] = []
         self.submitted = 0
+        self.lost = False
 
     @asynccontextmanager
     async def generate(self, request: Request) -> AsyncIterator[TokenStream]:
+        if self.lost:
+            raise EngineLost("closed")
         self.submitted += 1
         stream = TokenStream()
         self.streams.append((request, stream))
@@ -56,6 +59,17 @@ class HandPool:
 
     def views(self) -> list[EngineView]:
         return [link.view for link in self.links.values()]
+
+    def join(self, link: HandLink) -> None:
+        self.links[link.view.engine] = link
+        self.on_change()
+
+    def lose(self, engine: str) -> None:
+        link = self.links.pop(engine)
+        link.lost = True
+        for _, stream in link.streams:
+            stream.fail(EngineLost("broke"))
+        self.on_change()
 
     def report(self) -> None:
         """Every engine reports what it really holds."""
@@ -208,18 +222,103 @@ async def test_deadlines_hold_queued_and_running(seats: int) -> None:
     assert runner.scheduler.running == 0
 
 
-async def test_cancelled_in_the_moment_of_its_turn() -> None:
+async def test_a_deadline_that_has_passed() -> None:
+    link = HandLink("a")
+    runner = Runner(link)
+    with pytest.raises(DeadlineExceeded):
+        await runner.ask(request(seconds=-1))
+    assert (runner.scheduler.running, runner.scheduler.queued, len(link.streams)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kept", [1, 2], ids=["alone", "with another behind"])
+async def test_cancelled_in_the_moment_of_its_turn(kept: int) -> None:
     link = HandLink("a", max_num_seqs=1)
     runner = Runner(link)
-    first, second = request(), request()
-    tasks = [runner.ask(first), runner.ask(second)]
+    wanted = [request() for _ in range(kept + 1)]
+    tasks = [runner.ask(one) for one in wanted]
     await settle()
-    runner.finish(first)
+    runner.pool.report()
+    runner.finish(wanted[0])
     await tasks[0]
+    assert runner.scheduler.running == 0
     runner.pool.report()  # the second has its turn now, and has not run since
+    assert (runner.scheduler.running, len(link.streams)) == (1, 0)
     tasks[1].cancel()
+    await settle()
+    assert tasks[1].cancelled()
+    assert runner.started == [wanted[0], *wanted[2:]]  # nobody had to wait for another report
+    for one in wanted:
+        runner.finish(one)
     await asyncio.gather(*tasks, return_exceptions=True)
     assert (runner.scheduler.running, len(link.streams)) == (0, 0)
+
+
+async def test_cancelled_while_it_waits() -> None:
+    runner = Runner(HandLink("a", max_num_seqs=1))
+    tasks = [runner.ask(request()) for _ in range(3)]
+    await settle()
+    assert runner.scheduler.queued == 2
+    tasks[1].cancel()
+    await settle()
+    assert (runner.scheduler.queued, runner.scheduler.running) == (1, 1)
+    assert runner.scheduler._queue.tokens == 10
+    tasks[0].cancel()
+    await settle()
+    assert (runner.scheduler.queued, runner.scheduler.running) == (0, 1)
+    tasks[2].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_cancelled_in_the_moment_the_last_engine_leaves() -> None:
+    runner = Runner(HandLink("a", max_num_seqs=1))
+    tasks = [runner.ask(request()) for _ in range(3)]
+    await settle()
+    tasks[1].cancel()
+    runner.pool.lose("a")
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in done] == [EngineLost, asyncio.CancelledError, ModelLoading]
+    assert (runner.scheduler.running, runner.scheduler.queued) == (0, 0)
+
+
+async def test_an_engine_that_is_lost_gives_everything_back() -> None:
+    a, b = HandLink("a", max_num_seqs=2), HandLink("b", max_num_seqs=2)
+    runner = Runner(a, b)
+    tasks = [runner.ask(request()) for _ in range(5)]
+    await settle()
+    assert (len(a.streams), len(b.streams), runner.scheduler.queued) == (2, 2, 1)
+    runner.pool.lose("a")
+    await settle()
+    assert [isinstance(task.exception(), EngineLost) for task in tasks if task.done()] == [True, True]
+    assert (runner.scheduler.running, runner.scheduler.queued, runner.scheduler.engines) == (2, 1, 1)
+    again = HandLink("a", max_num_seqs=2)
+    runner.pool.join(again)
+    await settle()
+    assert len(again.streams) == 1  # what waited went to it at once
+    for one in runner.started:
+        runner.finish(one)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert runner.scheduler.running == 0
+
+
+async def test_lost_in_the_moment_of_a_turn() -> None:
+    link = HandLink("a", max_num_seqs=1)
+    runner = Runner(link)
+    tasks = [runner.ask(request()) for _ in range(2)]
+    await settle()
+    runner.pool.report()
+    runner.finish(runner.started[0])
+    await tasks[0]
+    runner.pool.report()
+    runner.pool.lose("a")
+    with pytest.raises(EngineLost):
+        await tasks[1]
+    assert runner.scheduler.running == 0
+
+
+async def test_the_context_is_what_every_engine_has() -> None:
+    runner = Runner(HandLink("a", max_model_len=512), HandLink("b", max_model_len=256))
+    assert runner.scheduler.max_model_len == 256
+    assert Runner().scheduler.max_model_len == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -229,7 +328,7 @@ async def test_nothing_leaks_whatever_happens(seed: int) -> None:
     runner = Runner(*links, queue_requests=30)
     tasks: list[asyncio.Task[Any]] = []
     for _ in range(300):
-        match rng.randint(0, 4):
+        match rng.randint(0, 5):
             case 0 | 1:
                 tasks.append(runner.ask(request(rng.randint(1, 90), seconds=rng.choice([0.001, 60]))))
             case 2 if tasks:
@@ -238,6 +337,13 @@ async def test_nothing_leaks_whatever_happens(seed: int) -> None:
                 runner.finish(rng.choice(runner.started))
             case 4:
                 runner.pool.report()
+            case 5 if rng.random() < 0.2:
+                name = rng.choice("abc")
+                if name in runner.pool.links:
+                    runner.pool.lose(name)
+                else:
+                    links.append(HandLink(name, total_blocks=rng.randint(8, 40), max_num_seqs=rng.randint(1, 5)))
+                    runner.pool.join(links[-1])
         if rng.random() < 0.7:
             await asyncio.sleep(0)
         assert runner.scheduler.running >= sum(len(link.streams) for link in links)
@@ -254,4 +360,4 @@ async def test_nothing_leaks_whatever_happens(seed: int) -> None:
     assert (runner.scheduler.running, runner.scheduler.queued) == (0, 0)
     for task in tasks:
         if not task.cancelled():
-            assert isinstance(task.exception(), DeadlineExceeded | Overloaded | None)
+            assert isinstance(task.exception(), DeadlineExceeded | Overloaded | EngineLost | ModelLoading | None)
