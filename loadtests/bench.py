@@ -92,29 +92,25 @@ def free_port() -> int:
 
 
 class Running:
-    """A started stack: its address, and the CPU of what it started."""
+    """A started stack: its address, and the CPU of the processes that it started."""
 
-    def __init__(self, url: str, before: set[int]) -> None:
+    def __init__(self, url: str, root: int) -> None:
         self.url = url
-        self._before = before
+        self._root = psutil.Process(root)
 
     def cpu(self) -> dict[int, tuple[str, float]]:
-        """Process id → name and CPU seconds, of the stack's processes."""
+        """Process id → name and CPU seconds."""
         found = {}
-        for process in psutil.process_iter(["pid", "cmdline", "name"]):
-            if process.pid in self._before or process.pid == os.getpid():
-                continue
+        for process in (self._root, *self._root.children(recursive=True)):
             with contextlib.suppress(psutil.Error, OSError):
                 times = process.cpu_times()
-                line = " ".join(process.info["cmdline"] or []) or process.info["name"]
-                if "loadtests.load" not in line:
-                    found[process.pid] = (line, times.user + times.system)
+                line = " ".join(process.cmdline()) or process.name()
+                found[process.pid] = (line, times.user + times.system)
         return found
 
 
 @contextlib.contextmanager
 def started(stack: Stack, model: str, dtype: str) -> Iterator[Running]:
-    before = set(psutil.pids())
     port = free_port()
     log = tempfile.NamedTemporaryFile("w+", prefix=f"bench-{stack.name}-", suffix=".log", delete=False)  # noqa: SIM115
     process = subprocess.Popen(
@@ -126,7 +122,7 @@ def started(stack: Stack, model: str, dtype: str) -> Iterator[Running]:
         start_new_session=True,
     )
     try:
-        running = Running(f"http://127.0.0.1:{port}", before)
+        running = Running(f"http://127.0.0.1:{port}", process.pid)
         _wait(process, running.url + ("/ready" if stack.name.startswith("ours") else "/health"), log.name)
         yield running
     finally:

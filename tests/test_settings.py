@@ -51,6 +51,14 @@ def test_all_mistakes_are_listed() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_a_wrong_item_is_one_mistake() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(None, ["models.0.enginee=1"])
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(SettingsError, match="models: "):
+        load(None, ["models=[]"])
+
+
 def test_mistakes_of_every_model_are_listed() -> None:
     with pytest.raises(SettingsError) as caught:
         load(
@@ -152,10 +160,11 @@ def test_every_key_of_the_schema_has_a_type_and_a_default() -> None:
 
 
 def test_a_model_overrides_the_common_engine() -> None:
-    settings = load(None, ["engine.dtype=float32", "models.0.engine.profile.step=1", "models.0.engine.replicas=2"])
+    common = ["engine.dtype=float32", "engine.replicas=3", "engine.profile.prefill_rate=7"]
+    settings = load(None, [*common, "models.0.engine.profile.step=1", "models.0.engine.replicas=2"])
     engine = settings.engine_of(settings.models[0])
     assert (engine.dtype, engine.profile.step, engine.replicas) == ("float32", 1.0, 2)
-    assert engine.profile.prefill_rate == settings.engine.profile.prefill_rate
+    assert (engine.profile.prefill_rate, settings.engine.replicas) == (7, 3)
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

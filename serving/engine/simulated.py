@@ -32,6 +32,8 @@ class _Sequence:
     digest: int
     prompt_tokens: int
     logprobs: int | None
+    min_tokens: int
+    stops: set[int]  # which may not come before `min_tokens`
 
 
 class SimulatedExecutor(Executor):
@@ -120,7 +122,11 @@ class SimulatedExecutor(Executor):
             key = f"{self._profile.seed}:{prompt}".encode()
             params = data.sampling_params
             self._sequences[data.req_id] = _Sequence(
-                int.from_bytes(blake2b(key, digest_size=8).digest()), len(prompt), params.logprobs if params else None
+                int.from_bytes(blake2b(key, digest_size=8).digest()),
+                len(prompt),
+                params.logprobs if params else None,
+                params.min_tokens if params else 0,
+                params.all_stop_token_ids if params else set(),
             )
             visit(data.req_id, data.num_computed_tokens, 0)
         cached = step.scheduled_cached_reqs
@@ -154,10 +160,13 @@ class SimulatedExecutor(Executor):
         return future
 
     def _token(self, request: str, position: int, mask: Any) -> int:
-        mixed = (self._sequences[request].digest ^ (position * 0x9E3779B97F4A7C15)) & (2**64 - 1)
+        sequence = self._sequences[request]
+        mixed = (sequence.digest ^ (position * 0x9E3779B97F4A7C15)) & (2**64 - 1)
         mixed = (mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
         token = _FIRST_TOKEN + (mixed >> 17) % max(1, self._vocabulary - _FIRST_TOKEN)
         if mask is None:
+            while position < sequence.min_tokens and token in sequence.stops:
+                token = (token + 1) % self._vocabulary
             return token
         allowed = np.unpackbits(np.ascontiguousarray(mask).view(np.uint8), bitorder="little")[: self._vocabulary]
         choices = np.flatnonzero(allowed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -356,6 +357,7 @@ class Wire:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
+        await asyncio.sleep(0)  # as when the client reads slowly
         self.sent.append(message)
 
 
@@ -406,6 +408,7 @@ class HandWriter:
         return self.able
 
     def write(self, data: bytes) -> None:
+        assert self.able
         self.taken += 1
         self._sent().append({"body": data})
 
@@ -416,6 +419,7 @@ async def test_tokens_straight_to_the_socket_are_the_same_stream(
 ) -> None:
     """Whatever way each token takes, slow reader or not, the bytes are those of a plain stream, in order."""
     tokens = text.encode("naïve 🦜 one two three 日本 four five")
+    rng = random.Random(1)
     streams: list[TokenStream] = []
     scheduler.script = lambda stream, request: streams.append(stream)
 
@@ -426,12 +430,11 @@ async def test_tokens_straight_to_the_socket_are_the_same_stream(
             writer._sent = lambda: wire.sent
         await until(lambda: streams)
         streams[0].feed(Output([tokens[0]], cached_tokens=0))
-        for number, token in enumerate(tokens[1:]):
-            if number % 3 == 0:
-                await asyncio.sleep(0)
+        for token in tokens[1:]:
+            for _ in range(rng.choice((0, 0, 1, 2, 3))):
                 await asyncio.sleep(0)
             if writer:
-                writer.able = number % 4 != 1
+                writer.able = rng.random() < 0.7
             streams[0].feed_token(token)
         streams[0].feed(Output([2], FinishReason.STOP))
         await wire.task
@@ -440,9 +443,11 @@ async def test_tokens_straight_to_the_socket_are_the_same_stream(
         assert raw.endswith(b"data: [DONE]\n\n")
         return json.dumps([event["choices"] for event in events]).encode()
 
-    writer = HandWriter(list)
-    assert await run(writer) == await run(None)
-    assert 0 < writer.taken < len(tokens)
+    expected = await run(None)
+    writers = [HandWriter(list) for _ in range(20)]
+    for writer in writers:
+        assert await run(writer) == expected
+    assert 0 < sum(writer.taken for writer in writers) < len(writers) * len(tokens)
 
 
 async def test_what_comes_after_a_stop_string_is_not_shown(client: httpx.AsyncClient, scheduler: HandScheduler) -> None:

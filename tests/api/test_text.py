@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -7,29 +9,39 @@ from serving.api.text import StopStrings, TextStream
 from serving.core import FinishReason, Output, TokenLogprobs
 from serving.models.text import ModelText
 
-letters = st.text("ab<", max_size=30)
+
+@st.composite
+def stopped_texts(draw: st.DrawFn) -> tuple[list[str], list[str]]:
+    """A text in parts and stop strings, some of which are in it."""
+    text = draw(st.text("ab<", max_size=20))
+    stops = draw(st.lists(st.text("ab<", min_size=1, max_size=4), min_size=1, max_size=3))
+    start = draw(st.integers(0, len(text)))
+    if taken := text[start : start + draw(st.integers(1, 5))]:
+        stops.append(taken)
+    if draw(st.booleans()):
+        return list(text), stops
+    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    return [text[a:b] for a, b in pairwise([0, *cuts, len(text)])], stops
 
 
-@given(text=letters, stops=st.lists(st.text("ab<", min_size=1, max_size=4), min_size=1, max_size=4), data=st.data())
-def test_stop_strings_against_the_obvious(text: str, stops: list[str], data: st.DataObject) -> None:
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    finder, shown, stopped = StopStrings(stops), "", False
+@given(stopped_texts())
+def test_stop_strings_against_the_obvious(drawn: tuple[list[str], list[str]]) -> None:
+    parts, stops = drawn
+    finder, shown, so_far = StopStrings(stops), "", ""
     for part in parts:
+        so_far += part
         new, stopped = finder.add(part)
         shown += new
-        if stopped:
-            break
-    if not stopped:
-        shown += finder.flush()
-    # The obvious: the first moment at which a stop string is complete decides, and its earliest start.
-    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
-    assert stopped == bool(ends)
-    if not ends:
-        assert shown == text
-    else:
-        assert text.startswith(shown)
-        assert any(text[len(shown) :].startswith(stop) for stop in stops)
+        # The obvious: as soon as a stop string is whole, the text ends before the first one in it.
+        starts = [so_far.index(stop) for stop in stops if stop in so_far]
+        assert stopped == bool(starts)
+        if starts:
+            assert shown == so_far[: min(starts)]
+            return
+        held = so_far[len(shown) :]
+        assert so_far.startswith(shown)
+        assert not held or any(stop.startswith(held) for stop in stops)  # no more than may become one
+    assert shown + finder.flush() == so_far
 
 
 def test_half_characters_wait_for_the_other_half(text: ModelText) -> None:

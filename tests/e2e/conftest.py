@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-START_SECONDS, STOP_SECONDS = 180, 30
+START_SECONDS, STOP_SECONDS = 180, 20
 MODEL = "SmolLM2-135M-Instruct"
 
 
@@ -40,17 +40,25 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def metric(self, name: str) -> list[float]:
-        """The values of a series, one for each process that exports it."""
-        values = []
+    def pages(self) -> list[str]:
+        """The metrics of each process that exports them."""
+        found = []
         for port in range(self.admin_port, self.admin_port + 6):
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics/", timeout=2) as answer:
-                    text = answer.read().decode()
+                    found.append(answer.read().decode())
             except OSError:
                 continue
-            values += [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name + "{")]
-        return values
+        return found
+
+    def metric(self, name: str, *labels: str) -> list[float]:
+        """The values of the series with these labels (`key="value"`), one for each process that exports it."""
+        return [
+            float(line.rsplit(" ", 1)[1])
+            for page in self.pages()
+            for line in page.splitlines()
+            if line.startswith(name + "{") and all(label in line for label in labels)
+        ]
 
     def wait_until(self, seconds: float, name: str, wanted: list[float]) -> list[float]:
         """The series' values when they are `wanted`, or what they were when the time was up."""

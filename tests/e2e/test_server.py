@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.e2e.conftest import MODEL, Server
@@ -162,6 +163,33 @@ def test_limits_and_unknown_models(server: Server) -> None:
     assert httpx.post(f"{server.url}/v1/chat/completions", content=b"x" * 3_000_000).status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "status", "type_"),
+    [
+        (HUGGINGFACE, b"{", 400, "validation"),
+        (HUGGINGFACE, b"{}", 422, "validation"),
+        (HUGGINGFACE, b'{"messages": [{"role": "user"}]}', 422, "validation"),
+        (HUGGINGFACE, b'{"messages": [{"role": "user", "content": "x"}], "stream": 1}', 422, "validation"),
+        (HUGGINGFACE, b'{"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2}', 422, "validation"),
+        (HUGGINGFACE, b"x" * 3_000_000, 413, "validation"),
+        ("/models/no/such/v1/chat/completions", b"{}", 404, "not_found"),
+    ],
+)
+def test_bad_input_in_the_huggingface_dialect(server: Server, path: str, body: bytes, status: int, type_: str) -> None:
+    answer = httpx.post(server.url + path, content=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, type_)
+    assert set(answer.json()) == {"error", "error_type"}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", HUGGINGFACE])
+def test_usage_in_a_stream_for_those_who_ask(server: Server, path: str) -> None:
+    body = {"stream": True, "max_tokens": 5, "ignore_eos": True}
+    *_, last = events(post(server, path, **body, stream_options={"include_usage": True}))
+    assert last["choices"] == []
+    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (37, 5)
+    assert not any(chunk.get("usage") for chunk in events(post(server, path, **body)))
+
+
 def test_other_routes(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").status_code == 200
     models = httpx.get(f"{server.url}/v1/models").json()
@@ -190,10 +218,27 @@ def test_clients_that_go_away_free_everything(server: Server) -> None:
 
     with ThreadPoolExecutor(40) as pool:
         list(pool.map(leave, range(40)))
-    assert server.wait_until(5, "serving_engine_running_requests", [0, 0]) == [0, 0]
+    assert server.wait_until(3, "serving_engine_running_requests", [0, 0]) == [0, 0]
     assert server.wait_until(3, "serving_engine_waiting_requests", [0, 0]) == [0, 0]
     assert server.wait_until(3, "serving_engine_free_kv_blocks", blocks) == sorted(blocks)
     assert server.wait_until(1, "serving_leases", [0]) == [0]
+    assert server.metric("serving_requests_total", 'outcome="cancelled"') == [40]
+
+
+def test_the_admin_listeners_count(server: Server) -> None:
+    """One for each process; every series has one exporter."""
+    pages = server.pages()
+    assert len(pages) == 3
+    assert sum("serving_engines{" in page for page in pages) == 1
+    assert sum("serving_engine_kv_blocks{" in page for page in pages) == 2
+    (before,), (tokens,) = (
+        server.metric("serving_requests_total", "completed"),
+        server.metric("serving_generation_tokens_total"),
+    )
+    post(server, max_tokens=5, ignore_eos=True)
+    assert server.metric("serving_requests_total", "completed") == [before + 1]
+    assert server.metric("serving_generation_tokens_total") == [tokens + 5]
+    assert server.metric("serving_engine_fronts") == [1, 1]
 
 
 def test_the_front_is_small(server: Server) -> None:
@@ -204,11 +249,18 @@ def test_the_front_is_small(server: Server) -> None:
 
 def test_an_engine_killed_while_idle_is_replaced(server: Server) -> None:
     victim = server.processes("VLLM::EngineCore")[0]
+    family = [victim, victim.parent(), *victim.children(recursive=True)]
     os.kill(victim.pid, signal.SIGKILL)
     assert server.wait_until(10, "serving_engines", [1]) == [1]
-    assert post(server, temperature=0).status_code == 200  # the other one answers
-    assert server.wait_until(90, "serving_engines", [2]) == [2]
+    _, left = psutil.wait_procs([process for process in family if process is not None], timeout=5)
+    assert not left
+    deadline = time.monotonic() + 60
+    while server.metric("serving_engines") != [2]:
+        assert time.monotonic() < deadline
+        assert post(server, temperature=0, max_tokens=2).status_code == 200  # the other one answers
+        time.sleep(0.5)
     assert len(server.processes("VLLM::EngineCore")) == 2
+    assert len(server.metric("serving_engine_kv_blocks")) == 2
 
 
 def test_the_printed_curl_line_works(server: Server) -> None:

@@ -159,6 +159,20 @@ async def test_pages_and_seats_are_respected() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def test_what_a_report_has_counted_is_not_counted_twice() -> None:
+    link = HandLink("a", max_num_seqs=2)
+    runner = Runner(link)
+    tasks = [runner.ask(request())]
+    await settle()
+    runner.pool.report()
+    tasks += [runner.ask(request()) for _ in range(2)]
+    await settle()
+    assert (len(link.streams), runner.scheduler.queued) == (2, 1)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_first_come_first_served() -> None:
     link = HandLink("a", max_num_seqs=1)
     runner = Runner(link)
