@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from serving.models import embedded
 from serving.models.text import ModelText
+
+# A machine that does other things at the same time is no failure.
+hypothesis.settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

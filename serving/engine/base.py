@@ -37,8 +37,14 @@ class TokenStream(AsyncIterator[list[Output]]):
 
     def feed_token(self, token: int) -> None:
         """A token with nothing to say about it: the common case."""
-        if self._outputs or self.on_token is None or not self.on_token(token):
-            self.feed(Output([token]))
+        try:
+            if not self._outputs and self.on_token is not None and self.on_token(token):
+                return
+        except Exception as error:  # of this request only: the link and its others go on
+            self.on_token, self._error = None, error  # and it has not ended: leaving it aborts it
+            self._wake()
+            return
+        self.feed(Output([token]))
 
     def feed(self, output: Output) -> None:
         self._outputs.append(output)

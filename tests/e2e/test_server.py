@@ -231,13 +231,11 @@ def test_the_admin_listeners_count(server: Server) -> None:
     assert len(pages) == 3
     assert sum("serving_engines{" in page for page in pages) == 1
     assert sum("serving_engine_kv_blocks{" in page for page in pages) == 2
-    (before,), (tokens,) = (
-        server.metric("serving_requests_total", "completed"),
-        server.metric("serving_generation_tokens_total"),
-    )
+    served, answered = ("serving_requests_total", "completed"), ("serving_generation_tokens_total", MODEL)
+    (before,), (tokens,) = server.metric(*served), server.metric(*answered)
     post(server, max_tokens=5, ignore_eos=True)
-    assert server.metric("serving_requests_total", "completed") == [before + 1]
-    assert server.metric("serving_generation_tokens_total") == [tokens + 5]
+    assert server.metric(*served) == [before + 1]
+    assert server.metric(*answered) == [tokens + 5]
     assert server.metric("serving_engine_fronts") == [1, 1]
 
 

@@ -408,3 +408,15 @@ def test_the_first_output_is_told_once() -> None:
     stream.feed(Output([1]))
     stream.feed(Output([2]))
     assert told == [1]
+
+
+async def test_a_reader_that_fails_on_a_token_fails_alone() -> None:
+    def broken(token: int) -> bool:
+        raise ZeroDivisionError
+
+    stream = TokenStream()
+    stream.on_token = broken
+    stream.feed_token(1)
+    with pytest.raises(ZeroDivisionError):
+        await anext(stream)
+    assert not stream.ended  # so that leaving it aborts it

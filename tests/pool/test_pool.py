@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,11 +110,24 @@ async def test_stale_announcements_are_removed(fleet: Fleet) -> None:
     await until(lambda: not fleet.directory.addresses)
 
 
-async def test_a_live_announcement_stays(fleet: Fleet) -> None:
-    for beat in range(30):
-        fleet.directory.addresses["slow"] = EngineAddress("slow", "m", "127.0.0.1", 1, beat)
-        await asyncio.sleep(0.02)
-    assert fleet.directory.forgotten == []
+async def test_a_live_announcement_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that cannot be reached, by a clock that the test turns."""
+    now = 0.0
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: now))
+    directory = HandDirectory()
+    watcher = Watcher("f", SECRET, directory, {"m": Pool("m")})
+    for beat in range(20):
+        directory.addresses["live"] = EngineAddress("live", "m", "127.0.0.1", 1, beat)
+        await watcher._look()
+        now += 0.9 * pool_module.FORGET_SECONDS
+        await asyncio.gather(*watcher._connecting.values())
+    assert directory.forgotten == []
+    await watcher._look()
+    assert directory.forgotten == []
+    now += 0.2 * pool_module.FORGET_SECONDS
+    await asyncio.gather(*watcher._connecting.values())
+    await watcher._look()
+    assert directory.forgotten == ["live"]
 
 
 async def test_the_directory_may_be_away(fleet: Fleet) -> None:
