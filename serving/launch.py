@@ -308,7 +308,8 @@ def _say_where(console: Console, settings: Settings) -> None:
     sys.stderr.flush()
     print(  # noqa: T201 - the line to copy goes to standard output
         f"curl {address(settings)}/v1/chat/completions -H 'content-type: application/json' -d "
-        f'\'{{"model": "{name}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}\'',
+        f'\'{{"model": "{name}", "max_tokens": 64, '
+        f'"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}\'',
         flush=True,
     )
     console.print("\nCtrl-C stops everything.")
