@@ -4,7 +4,7 @@ Edge cost is the CPU time of every process that a stack started, but vLLM's own 
 Worker, for each streamed token. Everything runs on loopback; the results go to
 loadtests/results/bench.json. Numbers of one run compare; numbers of two machines do not.
 
-usage: python -m loadtests.bench [--only edge|model|front] [--repeat 1]
+usage: python -m loadtests.bench [--only edge|model|front] [--repeat 5]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import random
 import resource
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,9 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 # The same engine on both sides.
 SEQS, BATCHED, CONTEXT, KV_GIB = 256, 2048, 2048, 1
+# One layer needs no second thread: two that spin for each other on a busy machine of two cores make
+# an engine, and then everything that waits for it, ten times slower now and then.
+ONE_THREAD = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass
@@ -110,7 +114,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def started(stack: Stack, model: str, dtype: str) -> Iterator[Running]:
+def started(stack: Stack, model: str, dtype: str, environment: dict[str, str] | None = None) -> Iterator[Running]:
     port = free_port()
     log = tempfile.NamedTemporaryFile("w+", prefix=f"bench-{stack.name}-", suffix=".log", delete=False)  # noqa: SIM115
     process = subprocess.Popen(
@@ -118,7 +122,7 @@ def started(stack: Stack, model: str, dtype: str) -> Iterator[Running]:
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        env=os.environ | stack.environment,
+        env=os.environ | stack.environment | (environment or {}),
         start_new_session=True,
     )
     try:
@@ -194,33 +198,63 @@ def _role(line: str) -> str:
 
 def edge(names: list[str], repeat: int) -> dict[str, Any]:
     """The one-layer model: 512 requests of 128 tokens at concurrency 64 and 128."""
-    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = str(one_layer.prepare(Path(scratch) / one_layer.NAME))
-        for _ in range(repeat):
-            for name in random.sample(names, len(names)):
-                with started(STACKS[name], model, "bfloat16") as running:
-                    load(running.url, "bench", 16, 64, 32)
-                    for concurrency in (64, 128):
-                        found = measured(running, "bench", concurrency, 512, 128)
-                        results.setdefault(name, {}).setdefault(str(concurrency), []).append(found)
-                        print(name, concurrency, json.dumps(found), flush=True)
-    return results
+        return side_by_side(names, model, ((64, 512, 128), (128, 512, 128)), repeat, ONE_THREAD)
 
 
 def real_model(names: list[str], repeat: int) -> dict[str, Any]:
     """The embedded model at concurrency 1, 16 and 64."""
+    return side_by_side(names, str(embedded.prepare()), ((1, 20, 16), (16, 48, 48), (64, 128, 64)), repeat)
+
+
+def side_by_side(
+    names: list[str],
+    model: str,
+    loads: tuple[tuple[int, int, int], ...],
+    repeat: int,
+    environment: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Each load (concurrency, requests, tokens) on every stack, right after one another.
+
+    All stacks are up the whole time, so what is compared lies seconds apart and not minutes: the
+    speed of a shared machine drifts. A stack that is not being loaded is idle.
+    """
     results: dict[str, Any] = {}
-    model = str(embedded.prepare())
-    for _ in range(repeat):
-        for name in random.sample(names, len(names)):
-            with started(STACKS[name], model, "bfloat16") as running:
-                load(running.url, "bench", 4, 8, 16)
-                for concurrency, requests, tokens in ((1, 20, 16), (16, 48, 48), (64, 128, 64)):
-                    found = measured(running, "bench", concurrency, requests, tokens)
+    with contextlib.ExitStack() as up:
+        stacks = {name: up.enter_context(started(STACKS[name], model, "bfloat16", environment)) for name in names}
+        for running in stacks.values():
+            load(running.url, "bench", 16, 64, 32)
+        for _ in range(repeat):
+            for concurrency, requests, tokens in loads:
+                for name in random.sample(names, len(names)):
+                    found = measured(stacks[name], "bench", concurrency, requests, tokens)
                     results.setdefault(name, {}).setdefault(str(concurrency), []).append(found)
                     print(name, concurrency, json.dumps(found), flush=True)
-    return results
+    return results | {"ratios_to_vllm": ratios(results, "vllm")}
+
+
+def ratios(results: dict[str, Any], base: str) -> dict[str, Any]:
+    """Median over the repeats of what a stack has, divided by what `base` had in the same repeat."""
+    measures: dict[str, Callable[[dict[str, Any]], float]] = {
+        "edge_us": lambda found: found["edge_us"],
+        "tokens_per_s": lambda found: found["tokens_per_s"],
+        "ttft_p50": lambda found: found["ttft_ms"]["p50"],
+        "itl_p99": lambda found: found["itl_ms"]["p99"],
+    }
+    return {
+        name: {
+            concurrency: {
+                measure: round(
+                    statistics.median(of(a) / of(b) for a, b in zip(runs, results[base][concurrency], strict=True)), 3
+                )
+                for measure, of in measures.items()
+            }
+            for concurrency, runs in loads.items()
+        }
+        for name, loads in results.items()
+        if name != base and base in results
+    }
 
 
 IDLE_CONNECTIONS, REQUESTS = 10_000, 20_000
@@ -260,7 +294,7 @@ def _resident(pid: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["edge", "model", "front"])
-    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--stacks", default=",".join(STACKS), help="comma-separated, of: " + ", ".join(STACKS))
     options = parser.parse_args()
     names = options.stacks.split(",")

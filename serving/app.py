@@ -36,7 +36,7 @@ def build_front(settings: Settings, directory: Directory, front: str, secret: by
     for model in settings.models:
         name = catalogue.name_of(model)
         pools[name] = pool = Pool(name)
-        text = ModelText(catalogue.directory_of(model, weights=False))
+        text = ModelText(catalogue.directory_of(model, weights=False), model.tool_format)
         served.append(ServedModel(name, text, Scheduler(settings.scheduler, pool), int(time.time())))
         aliases.update(dict.fromkeys(catalogue.aliases_of(model), name))
     metrics = FrontMetrics({model.name: model.scheduler for model in served})
@@ -53,4 +53,4 @@ def build_front(settings: Settings, directory: Directory, front: str, secret: by
             with suppress(asyncio.CancelledError):
                 await watcher
 
-    return routes.build(Models(served, aliases), settings.limits, metrics, lifespan)
+    return routes.build(Models(served, aliases), settings, metrics, lifespan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -57,6 +57,17 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True)
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none wanted; n: the chosen token's and the n best
     stop_token_ids: tuple[int, ...] = ()
+    logit_bias: dict[int, float] | None = None  # token id → added to its logit, −100 to 100
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What the answer must look like, in the form that the engine's grammar backend reads.
+
+    `kind` is the field of vLLM's StructuredOutputsParams that takes `text`.
+    """
+
+    kind: Literal["grammar", "structural_tag"]
+    text: str
 
 
 @dataclass(slots=True)
@@ -70,10 +81,12 @@ class Request:
     model: str
     prompt: list[int]
     sampling: Sampling
+    grammar: Grammar | None = None
     tenant: str = "default"
     priority: int = 0
     deadline: float = float("inf")
     arrived: float = field(default_factory=time.monotonic)
+    started: float = 0.0  # when it was given to an engine
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -104,6 +117,7 @@ class EngineView:
     max_model_len: int
     max_num_seqs: int
     max_batched_tokens: int
+    device: str = ""
     free_blocks: int = 0
     running: int = 0
     waiting: int = 0

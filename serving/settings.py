@@ -33,6 +33,10 @@ class HttpSettings(_Section):
     """Put HAProxy before the fronts. Default: when there are several."""
     keep_alive_seconds: Annotated[float, Field(gt=0)] = 75.0
     """How long an idle connection is held."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 15.0
+    """A stream that has been silent for so long says so with an SSE comment, so that nobody between cuts it."""
+    cors_origins: tuple[str, ...] = ("*",)
+    """Origins whose pages may call this server from a browser. Empty: none."""
 
     @property
     def behind_haproxy(self) -> bool:
@@ -91,6 +95,8 @@ class EngineSettings(_Section):
     enforce_eager: bool | None = None
     """No compilation: starts sooner, decodes slower. Default: true on a CPU, false on a GPU."""
     seed: int = 0
+    grammar_backend: Literal["guidance", "xgrammar"] = "guidance"
+    """Enforces `response_format` and tool calls. The front checks with the library of `guidance`."""
     stall_seconds: Annotated[float, Field(gt=0)] = 60.0
     """No step for so long while there is work: the engine is unhealthy and is replaced."""
     host: str | None = None
@@ -107,6 +113,9 @@ class ModelSettings(_Section):
     source: str = EMBEDDED
     """`embedded`, a model directory, or a Hugging Face hub id."""
     revision: str | None = None
+    tool_format: str | None = None
+    """How the model writes tool calls: json_tags, llama3_json, mistral, pythonic, generic, or a name that an
+    installed package offers. Default: what its chat template shows, else what is known of its family."""
     aliases: tuple[str, ...] = ()
     """Other ids that mean this model."""
     engine: dict[str, Any] = {}
@@ -120,6 +129,10 @@ class LimitSettings(_Section):
     nesting: Annotated[int, Field(ge=1, le=500)] = 64
     """Levels of nested JSON."""
     messages: Annotated[int, Field(ge=1)] = 4096
+    tools: Annotated[int, Field(ge=1)] = 128
+    """Tools in one request."""
+    grammar_bytes: Annotated[int, Field(ge=1024)] = 256_000
+    """Size of a request's JSON schemas and regular expressions, as the engine reads them."""
     huggingface_max_tokens: Annotated[int, Field(ge=1)] = 100
     """`max_tokens` of the Hugging Face dialect where the caller says nothing."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0

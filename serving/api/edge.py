@@ -24,18 +24,20 @@ class DirectWriter:
     For the time between a response's start and its end. `ready` must be asked before each `write`.
     """
 
-    __slots__ = ("_cycle", "_flow", "_write")
+    __slots__ = ("_cycle", "_flow", "_write", "writes")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
         self._flow = cycle.flow
         self._write = cycle.transport.write
+        self.writes = 0
 
     def ready(self) -> bool:
         """The client is there and reads."""
         return not self._flow.write_paused and not self._cycle.disconnected and bool(self._cycle.chunked_encoding)
 
     def write(self, data: bytes) -> None:
+        self.writes += 1
         self._write(b"%x\r\n%b\r\n" % (len(data), data))
 
 

@@ -6,13 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import orjson
 
 from serving.errors import BadField, BadSyntax
 
-Check = Callable[[str, Any], Any]
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check and the JSON schema of what it lets through, for the API's description."""
+
+    run: Callable[[str, Any], Any]
+    schema: dict[str, Any]
+
+    def __call__(self, path: str, value: Any) -> Any:
+        return self.run(path, value)
 
 
 def parse(body: bytes, nesting: int) -> dict[str, Any]:
@@ -25,7 +35,7 @@ def parse(body: bytes, nesting: int) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         _explain(body, error, nesting)
     if not isinstance(value, dict):
-        raise BadSyntax(f"the body must be a JSON object, not {_kind(value)}")
+        raise BadSyntax(f"the body must be a JSON object, not {kind(value)}")
     if body.count(b"[") + body.count(b"{") > nesting:  # else it cannot nest so deep
         for name, item in value.items():
             check_nesting(name, item, nesting)
@@ -81,9 +91,9 @@ def read(body: Mapping[str, Any], table: Mapping[str, Check]) -> dict[str, Any]:
     return {name: check(name, body[name]) for name, check in table.items() if body.get(name) is not None}
 
 
-def text(path: str, value: Any) -> str:
+def _text(path: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise BadField(path, f"must be a string, not {_kind(value)}")
+        raise BadField(path, f"must be a string, not {kind(value)}")
     if "\x00" in value:
         raise BadField(path, "must not contain NUL characters")
     if not value.isascii():
@@ -94,9 +104,9 @@ def text(path: str, value: Any) -> str:
     return value
 
 
-def boolean(path: str, value: Any) -> bool:
+def _boolean(path: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise BadField(path, f"must be true or false, not {_kind(value)}")
+        raise BadField(path, f"must be true or false, not {kind(value)}")
     return value
 
 
@@ -105,33 +115,33 @@ def number(low: float, high: float, *, above: bool = False) -> Check:
 
     def check(path: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadField(path, f"must be a number, not {_kind(value)}")
+            raise BadField(path, f"must be a number, not {kind(value)}")
         if not (low < value if above else low <= value) or value > high:
             bound = f"greater than {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
             raise BadField(path, f"must be {bound}, not {value:g}")
         return float(value)
 
-    return check
+    lower = "exclusiveMinimum" if above else "minimum"
+    return Check(check, {"type": "number", lower: low, "maximum": high})
 
 
 def integer(low: int, high: int) -> Check:
     def check(path: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise BadField(path, f"must be an integer, not {_kind(value)}")
+            raise BadField(path, f"must be an integer, not {kind(value)}")
         if not low <= value <= high:
             bound = f"at least {low}" if high >= 2**31 - 1 and value < low else f"between {low} and {high}"
             raise BadField(path, f"must be {bound}, not {value}")
         return value
 
-    return check
+    return Check(check, {"type": "integer", "minimum": low, "maximum": high})
 
 
-def stops(path: str, value: Any) -> tuple[str, ...]:
-    """Up to four non-empty strings; a bare string is one."""
+def _stops(path: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
-        raise BadField(path, f"must be a string or an array of strings, not {_kind(value)}")
+        raise BadField(path, f"must be a string or an array of strings, not {kind(value)}")
     if len(value) > 4:
         raise BadField(path, f"must hold at most 4 strings, not {len(value)}")
     for position, stop in enumerate(value):
@@ -140,19 +150,49 @@ def stops(path: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def mapping(path: str, value: Any) -> dict[str, Any]:
+def _mapping(path: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadField(path, f"must be an object, not {_kind(value)}")
+        raise BadField(path, f"must be an object, not {kind(value)}")
     return value
 
 
-def array(path: str, value: Any) -> list[Any]:
+def _array(path: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise BadField(path, f"must be an array, not {_kind(value)}")
+        raise BadField(path, f"must be an array, not {kind(value)}")
     return value
 
 
-def _kind(value: Any) -> str:
+def _token_ids(path: str, value: Any) -> tuple[int, ...]:
+    items = array(path, value)
+    if len(items) > 1024:
+        raise BadField(path, f"must hold at most 1024 token ids, not {len(items)}")
+    return tuple(token_id(f"{path}[{position}]", item) for position, item in enumerate(items))
+
+
+def _logit_bias(path: str, value: Any) -> dict[int, float]:
+    biases = {}
+    for key, bias in mapping(path, value).items():
+        if not key.isdecimal():
+            raise BadField(f"{path}.{key}", "must be named by a token id")
+        biases[token_id(f"{path}.{key}", int(key))] = bias_of(f"{path}.{key}", bias)
+    if len(biases) > 1024:
+        raise BadField(path, f"must hold at most 1024 tokens, not {len(biases)}")
+    return biases
+
+
+text = Check(_text, {"type": "string"})
+boolean = Check(_boolean, {"type": "boolean"})
+mapping = Check(_mapping, {"type": "object"})
+array = Check(_array, {"type": "array", "items": {}})
+token_id, bias_of = integer(0, 2**31 - 1), number(-100, 100)
+token_ids = Check(_token_ids, {"type": "array", "items": token_id.schema})
+logit_bias = Check(_logit_bias, {"type": "object", "additionalProperties": bias_of.schema})
+_STOP = {"type": "string", "minLength": 1}
+stops = Check(_stops, {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": 4}]})
+"""Up to four non-empty strings; a bare string is one."""
+
+
+def kind(value: Any) -> str:
     match value:
         case None:
             return "null"

@@ -7,8 +7,8 @@ more than all of this file.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 
 from starlette.types import Receive, Scope, Send
 
@@ -82,14 +82,25 @@ class Reply:
         self._send_more: Send = extensions.get(RAW_SEND, send)
         self.direct: DirectWriter | None = extensions.get(DIRECT)
         self._headers = headers
+        self._starting = asyncio.Lock()
+        self._writes = 0
         self.started = False
 
+    @property
+    def writes(self) -> int:
+        """How often something was written: a stream that does not write is silent."""
+        return self._writes + (self.direct.writes if self.direct is not None else 0)
+
     async def start(self, status: int, headers: Headers) -> None:
-        self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers})
+        """Does nothing when it has started: a heartbeat may have come first."""
+        async with self._starting:
+            if not self.started:
+                await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers})
+                self.started = True
 
     async def write(self, data: bytes) -> None:
         """Part of the body, past the layers between: they only care for the first and the last."""
+        self._writes += 1
         await self._send_more({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, data: bytes = b"") -> None:
@@ -99,6 +110,36 @@ class Reply:
         length = (b"content-length", str(len(body)).encode())
         await self.start(status, [*headers, length])
         await self.finish(body)
+
+
+_TICKS = 3  # looks at a stream in the time after which it counts as silent
+
+
+@asynccontextmanager
+async def heartbeat(reply: Reply, seconds: float, headers: Callable[[], Headers]) -> AsyncGenerator[None]:
+    """While inside, a stream that has been silent for `seconds` gets an SSE comment, and is started if need be.
+
+    A token pays nothing for it: the watcher looks a few times whether anything was written.
+    """
+
+    async def watch() -> None:
+        seen, quiet = reply.writes, 0
+        while True:
+            await asyncio.sleep(seconds / _TICKS)
+            quiet = quiet + 1 if reply.writes == seen else 0
+            if quiet >= _TICKS:
+                await reply.start(200, headers())
+                await reply.write(b":\n\n")
+                quiet = 0
+            seen = reply.writes
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
 
 
 def seconds_header(headers: Mapping[bytes, str], name: str, most: float) -> float:
@@ -113,3 +154,9 @@ def seconds_header(headers: Mapping[bytes, str], name: str, most: float) -> floa
     if not 0 < seconds < float("inf"):
         raise BadField(name, f"must be a positive number of seconds, not {value}")
     return min(seconds, most)
+
+
+def flag_header(headers: Mapping[bytes, str], name: str, default: bool) -> bool:
+    """false, 0, no and off are false, anything else is true, as the Hub's API reads its headers."""
+    value = headers.get(name.encode())
+    return default if value is None else value.strip().lower() not in ("false", "0", "no", "off")

@@ -1,27 +1,29 @@
 """The huggingface dialect: `/models/{id}/…`, the Hub's chat-completion task as TGI spoke it.
 
-Its shapes are those of the task's published schema, odd ones included; PROTOCOL in docs/api.md.
+Its shapes are those of the task's published schema, odd ones included: docs/api.md.
 https://huggingface.co/docs/api-inference/tasks/chat-completion
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
-from serving.api import fields, messages
+from serving.api import fields, messages, tool_fields
 from serving.api.chat import Chat
-from serving.api.dialect import Answer, Usage
+from serving.api.dialect import Answer, Call, Delta, Message, Reasoning, Usage, chunk_prefix, head
 from serving.api.failures import Kind, NoRoute, kind_of, message_of
-from serving.api.text import Logprob, Piece
+from serving.api.text import Logprob
+from serving.api.tools.base import CallArguments, CallStart, Text
 from serving.core import FinishReason
-from serving.errors import BadField
+from serving.errors import BadField, ModelLoading, ToolRefused
 from serving.settings import LimitSettings
 
 name = "huggingface"
 
-_FIELDS: dict[str, fields.Check] = {
+FIELDS: dict[str, fields.Check] = {
     "max_tokens": fields.integer(1, 2**31 - 1),
     "max_completion_tokens": fields.integer(1, 2**31 - 1),
     "temperature": fields.number(0, 2),
@@ -34,17 +36,16 @@ _FIELDS: dict[str, fields.Check] = {
     "stream_options": fields.mapping,
     "logprobs": fields.boolean,
     "top_logprobs": fields.integer(0, 5),
-    "min_tokens": fields.integer(0, 2**31 - 1),
-    "ignore_eos": fields.boolean,
+    "tool_prompt": fields.text,
 }
 
 
 def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Chat:
-    """`model` in the body is ignored: the path decides."""
+    """`model` in the body is ignored where the path has one."""
     if body.get("messages") is None:
         raise BadField("messages", "is required")
     chat_messages = messages.check("messages", body["messages"], limits.messages)
-    got = fields.read(body, _FIELDS)
+    got = fields.read(body, FIELDS)
     got.setdefault("max_tokens", got.pop("max_completion_tokens", limits.huggingface_max_tokens))
     usage = got.pop("stream_options", {}).get("include_usage")
     wants, best = got.pop("logprobs", False), got.pop("top_logprobs", None)
@@ -52,13 +53,24 @@ def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Cha
         raise BadField("top_logprobs", "needs logprobs to be true")
     if "seed" in got:
         got["seed"] &= 2**63 - 1  # vLLM's seeds are signed
-    return Chat(
+    got["tool_prompt"] = got.get("tool_prompt") or None  # "" is the default text too
+    chat = Chat(
         model=model or fields.text("model", body.get("model")),
         messages=chat_messages,
         include_usage=fields.boolean("stream_options.include_usage", usage) if usage is not None else False,
         logprobs=(best or 0) if wants else None,
+        use_cache=True,
         **got,
     )
+    if body.get("tools") is not None:
+        chat.tools = tool_fields.tools("tools", body["tools"], limits, schema_required=True)
+    choice = tool_fields.huggingface_choice("tool_choice", body.get("tool_choice"), chat.tools)
+    chat.tool_choice, chat.named_tool = choice
+    if body.get("response_format") is not None:
+        chat.shape = tool_fields.huggingface_shape("response_format", body["response_format"])
+        if chat.shape is not None and chat.tools:
+            raise ToolRefused("response_format: cannot be combined with tools", "response_format")
+    return chat
 
 
 _FINISH = {
@@ -69,19 +81,13 @@ _FINISH = {
 
 
 class encoder:  # noqa: N801 - the Dialect protocol's word
-    """Builds each event from byte prefixes made once for the answer."""
+    """Builds each event from byte prefixes made once for the choice."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        head = {
-            "id": answer.id,
-            "object": "chat.completion.chunk",
-            "created": answer.created,
-            "model": answer.model,
-            "system_fingerprint": answer.fingerprint,
-        }
-        self._chunk = b"data: " + orjson.dumps(head)[:-1]
-        self._content = self._chunk + b',"choices":[{"index":0,"delta":{"role":"assistant","content":'
+    def __init__(self, answer: Answer, index: int) -> None:
+        self._calls = -1  # index of the open call
+        self._first_id = answer.first_call_id
+        self._choice = chunk_prefix(answer) + b',"choices":[{"index":%d,"delta":{"role":"assistant",' % index
+        self._content = self._choice + b'"content":'
         self._after = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
     def opening(self) -> bytes:
@@ -90,39 +96,73 @@ class encoder:  # noqa: N801 - the Dialect protocol's word
     def text(self, text: str) -> bytes:
         return self._content + orjson.dumps(text) + self._after
 
-    def piece(self, piece: Piece) -> bytes:
-        if piece.logprob is None:
-            return self.text(piece.text)
-        logprobs = orjson.dumps({"content": [_logprob(piece.logprob)]})
-        return self._content + orjson.dumps(piece.text) + b'},"logprobs":' + logprobs + b',"finish_reason":null}]}\n\n'
+    def delta(self, delta: Delta, logprobs: list[Logprob] | None) -> bytes:
+        match delta:
+            case Text(text) | Reasoning(text):
+                if logprobs is None:
+                    return self.text(text)
+                inner = b'"content":' + orjson.dumps(text)
+            case CallStart(called):
+                self._calls += 1
+                inner = self._call(called, "")
+            case CallArguments(fragment):
+                inner = self._call(None, fragment)
+        return self._choice + inner + b'},"logprobs":' + _logprobs(logprobs) + b',"finish_reason":null}]}\n\n'
 
-    def closing(self, finish: FinishReason, usage: Usage) -> bytes:
-        events = self._content + b'""},"logprobs":null,"finish_reason":"%s"}]}\n\n' % _FINISH[finish].encode()
-        if self._answer.include_usage:
-            events += self._chunk + b',"choices":[],"usage":' + orjson.dumps(_usage(usage)) + b"}\n\n"
-        return events
+    def _call(self, called: str | None, arguments: str) -> bytes:
+        call = {
+            "index": self._calls,
+            "id": str(self._first_id + self._calls),
+            "type": "function",
+            "function": {"name": called, "arguments": arguments},
+        }
+        return b'"tool_calls":' + orjson.dumps(call)
 
-    def whole(self, pieces: list[Piece], finish: FinishReason, usage: Usage) -> bytes:
-        answer = self._answer
-        logprobs = [_logprob(piece.logprob) for piece in pieces if piece.logprob is not None]
-        return orjson.dumps(
-            {
-                "id": answer.id,
-                "object": "chat.completion",
-                "created": answer.created,
-                "model": answer.model,
-                "system_fingerprint": answer.fingerprint,
-                "choices": [
-                    {
-                        "index": 0,
-                        "message": {"role": "assistant", "content": "".join(piece.text for piece in pieces)},
-                        "logprobs": {"content": logprobs} if logprobs else None,
-                        "finish_reason": _FINISH[finish],
-                    }
-                ],
-                "usage": _usage(usage),
-            }
-        )
+    def closing(self, finish: FinishReason, logprobs: list[Logprob] | None) -> bytes:
+        reason = _FINISH[finish].encode()
+        return self._content + b'""},"logprobs":' + _logprobs(logprobs) + b',"finish_reason":"%s"}]}\n\n' % reason
+
+
+def usage_event(answer: Answer, usage: Usage) -> bytes:
+    return chunk_prefix(answer) + b',"choices":[],"usage":' + orjson.dumps(_usage(usage)) + b"}\n\n"
+
+
+def whole(answer: Answer, choices: Sequence[Message], usage: Usage) -> bytes:
+    shown = [_choice(answer, index, message) for index, message in enumerate(choices)]
+    return orjson.dumps(head(answer, "chat.completion") | {"choices": shown, "usage": _usage(usage)})
+
+
+def _choice(answer: Answer, index: int, message: Message) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": "assistant"}
+    if message.calls:
+        said["tool_calls"] = [
+            _whole_call(answer, answer.first_call_id + position, call) for position, call in enumerate(message.calls)
+        ]
+    else:
+        said["content"] = message.text
+    return {
+        "index": index,
+        "message": said,
+        "logprobs": None if message.logprobs is None else {"content": [_logprob(one) for one in message.logprobs]},
+        "finish_reason": _FINISH[message.finish],
+    }
+
+
+def _whole_call(answer: Answer, identifier: int, call: Call) -> dict[str, Any]:
+    """Arguments are an object here, so a call that was cut off cannot be told."""
+    try:
+        function: dict[str, Any] = {"name": call.name, "arguments": orjson.loads(call.arguments)}
+    except orjson.JSONDecodeError:
+        raise ToolRefused(
+            f"the call of {call.name} was cut off before its arguments were whole; raise max_tokens", "max_tokens"
+        ) from None
+    if description := answer.descriptions.get(call.name):
+        function["description"] = description
+    return {"id": identifier, "type": "function", "function": function}
+
+
+def _logprobs(logprobs: list[Logprob] | None) -> bytes:
+    return orjson.dumps({"content": [_logprob(one) for one in logprobs]}) if logprobs else b"null"
 
 
 def _logprob(found: Logprob) -> dict[str, Any]:
@@ -163,7 +203,10 @@ def failure(error: Exception) -> tuple[int, dict[str, Any]]:
         status = error.status
     if type_ == "validation" and kind is not Kind.NO_ROUTE:
         message = f"Input validation error: {message}"
-    return status, {"error": message, "error_type": type_}
+    body: dict[str, Any] = {"error": message, "error_type": type_}
+    if isinstance(error, ModelLoading):
+        body["estimated_time"] = error.retry_after
+    return status, body
 
 
 def failure_event(error: Exception) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from serving.core import FinishReason, Output, TokenLogprobs
@@ -40,9 +41,19 @@ class TextStream:
     After the last output `finish` says why it ended and `completion_tokens` how many were generated.
     """
 
-    def __init__(self, model: ModelText, stop: Sequence[str], min_tokens: int, logprobs: int | None) -> None:
+    def __init__(
+        self,
+        model: ModelText,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        logprobs: int | None = None,
+        *,
+        hidden: frozenset[int] | None = None,
+    ) -> None:
+        """`hidden`: the special tokens that are not shown. Default: all of them."""
         self._model = model
-        self._step = DecodeStream(skip_special_tokens=True).step
+        self._hidden = hidden
+        self._step = self._decoder()
         self._stops = StopStrings(stop) if stop else None
         self._min_tokens = min_tokens
         self._logprobs = logprobs
@@ -52,9 +63,16 @@ class TextStream:
         self.first_at = 0.0  # when the first token came, on `time.monotonic()`'s clock
 
     @property
+    def wants_logprobs(self) -> bool:
+        return self._logprobs is not None
+
+    @property
     def plain(self) -> bool:
         """Nothing is asked of a token but its text: `add_plain` will do."""
-        return self._stops is None and self._logprobs is None
+        return self._stops is None and self._logprobs is None and self._hidden is None
+
+    def _decoder(self) -> Callable[[Tokenizer, int], str | None]:
+        return DecodeStream(skip_special_tokens=self._hidden is None).step
 
     def add_plain(self, token: int) -> str:
         self.completion_tokens += 1
@@ -65,7 +83,7 @@ class TextStream:
 
     def _start_anew(self, token: int) -> str:
         """A model may spell, byte by byte, what is not UTF-8; the decoder then contradicts what it has given out."""
-        self._step = DecodeStream(skip_special_tokens=True).step
+        self._step = self._decoder()
         shown = self._step(self._model.tokenizer, token)  # as at the start of a text: without its leading space
         return self._model.token_bytes(token).decode(errors="replace") if shown else ""
 
@@ -75,8 +93,15 @@ class TextStream:
         if not self.first_at:
             self.first_at = time.monotonic()
         pieces = []
+        hidden = self._hidden
+        if hidden is not None and output.finish is FinishReason.STOP and output.tokens:
+            hidden |= {output.tokens[-1]}  # what ended the answer is no part of it
         for position, token in enumerate(output.tokens):
-            text, stopped = self.add_plain(token), False
+            if hidden is not None and token in hidden:
+                self.completion_tokens += 1
+                text, stopped = "", False
+            else:
+                text, stopped = self.add_plain(token), False
             if self._stops is not None and self.completion_tokens > self._min_tokens:
                 text, stopped = self._stops.add(text)
             logprob = self._logprob(output.logprobs[position]) if output.logprobs is not None else None

@@ -36,6 +36,8 @@ class CoreFacts:
     max_model_len: int
     max_num_seqs: int
     max_batched_tokens: int
+    device: str = "cpu"
+    """What computes: cpu, gpu or simulated."""
 
 
 @dataclass(slots=True)
@@ -186,6 +188,7 @@ class Host:
                 facts.max_model_len,
                 facts.max_num_seqs,
                 facts.max_batched_tokens,
+                facts.device,
             )
         )
         front.send(messages.Step(self.report(front)))

@@ -135,7 +135,7 @@ class EngineLink(FramedProtocol):
         self._streams[slot] = stream
         self.submitted += 1
         prompt = array("i", request.prompt).tobytes()
-        self.send(messages.Submit(slot, prompt, request.sampling, request.tenant, request.priority))
+        self.send(messages.Submit(slot, prompt, request.sampling, request.tenant, request.priority, request.grammar))
         try:
             yield stream
         finally:

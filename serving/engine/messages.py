@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from serving.core import Output, Sampling
+from serving.core import Grammar, Output, Sampling
 
 VERSION = 1
 
@@ -47,6 +47,7 @@ class Submit(_Message, tag=3, frozen=True):
     sampling: Sampling
     tenant: str
     priority: int = 0
+    grammar: Grammar | None = None
 
 
 class Abort(_Message, tag=4, frozen=True):
@@ -70,6 +71,7 @@ class Welcome(_Message, tag=6, frozen=True):
     max_model_len: int
     max_num_seqs: int
     max_batched_tokens: int
+    device: str = ""
 
 
 class Report(_Message, frozen=True):

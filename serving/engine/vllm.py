@@ -21,7 +21,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs.engine import tokens_input
 from vllm.platforms import current_platform
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine import FinishReason as VllmFinish
 from vllm.v1.engine.core_client import MPClient
@@ -30,7 +30,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.executor import Executor
 from vllm.v1.outputs import LogprobsLists
 
-from serving.core import FinishReason, Output, Sampling, TokenLogprobs
+from serving.core import FinishReason, Grammar, Output, Sampling, TokenLogprobs
 from serving.engine import messages
 from serving.engine.host import CoreFacts, CoreState
 from serving.engine.vllm_scheduler import REPLICA_PID
@@ -69,6 +69,8 @@ def engine_args(settings: EngineSettings, path: str, revision: str | None = None
         "seed": settings.seed,
         "scheduling_policy": "priority",
         "scheduler_cls": "serving.engine.vllm_scheduler.build",
+        # Never `auto`: a core keeps the backend of its first structured request for good.
+        "structured_outputs_config": {"backend": settings.grammar_backend},
     }
     if settings.executor != "auto":
         arguments["distributed_executor_backend"] = settings.executor
@@ -102,6 +104,7 @@ class VllmCore(MPClient):
             max_model_len=config.model_config.max_model_len,
             max_num_seqs=scheduler.max_num_seqs,
             max_batched_tokens=scheduler.max_num_batched_tokens,
+            device="simulated" if settings.device == "simulated" else _device(),
         )
         self.state = CoreState(free_blocks=self.facts.total_blocks)
         self._loop: AbstractEventLoop | None = None
@@ -129,7 +132,7 @@ class VllmCore(MPClient):
             made: EngineCoreRequest = self._inputs.process_inputs(
                 request_id,
                 tokens_input(prompt),
-                _sampling_params(request.sampling),
+                _sampling_params(request.sampling, request.grammar),
                 ("generate",),
                 priority=request.priority,
             )
@@ -192,7 +195,17 @@ class VllmCore(MPClient):
         self.shutdown(timeout=5)
 
 
-def _sampling_params(sampling: Sampling) -> SamplingParams:
+def _structured_outputs(grammar: Grammar) -> StructuredOutputsParams:
+    if grammar.kind == "grammar":
+        return StructuredOutputsParams(grammar=grammar.text)
+    return StructuredOutputsParams(structural_tag=grammar.text)
+
+
+def _device() -> str:
+    return "cpu" if current_platform.is_cpu() else "gpu"
+
+
+def _sampling_params(sampling: Sampling, grammar: Grammar | None) -> SamplingParams:
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -207,6 +220,8 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
         stop_token_ids=list(sampling.stop_token_ids),
+        logit_bias=sampling.logit_bias,
+        structured_outputs=_structured_outputs(grammar) if grammar is not None else None,
         detokenize=False,
         skip_clone=True,
     )

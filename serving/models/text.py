@@ -14,6 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from serving.errors import TemplateRefused
+from serving.models.families import match, probe, tool_format_of
 from serving.models.template import ChatTemplate
 
 FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # what `ModelText` reads, for downloads
@@ -35,7 +37,12 @@ class GenerationDefaults:
 
 
 class ModelText:
-    def __init__(self, directory: Path) -> None:
+    """Tokenizer, template and what is known of the model, for one directory.
+
+    `tool_format` is a setting that wins over what the template and the family say. Raises `ModelFilesError`.
+    """
+
+    def __init__(self, directory: Path, tool_format: str | None = None) -> None:
         self.directory = directory
         tokenizer_file = directory / "tokenizer.json"
         if not tokenizer_file.is_file():
@@ -44,13 +51,42 @@ class ModelText:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         config = _json(directory / "tokenizer_config.json")
-        self.template = ChatTemplate(_template(directory, config), _special_tokens(config))
-        self.defaults = _defaults(_json(directory / "generation_config.json"))
+        generation = _json(directory / "generation_config.json")
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special_ids = {entry.content: token for token, entry in added.items() if entry.special}
+        self.vocabulary = self.tokenizer.get_vocab_size()
+        source = _template(directory, config)
+        self.family = match(_json(directory / "config.json"), source or " ".join(self.special_ids))
+        if source is None and self.family is not None:
+            source = self.family.template
+        if source is None:
+            raise ModelFilesError(f"{directory} has no chat template")
+        try:
+            self.template = ChatTemplate(source, _special_tokens(config))
+        except TemplateRefused as error:
+            raise ModelFilesError(f"{directory}: {error}") from error
+        self.capabilities = probe(self.template)
+        self.tool_format = tool_format_of(self.template, self.family, tool_format)
+        self.think = self.family.think if self.family is not None else None
+        self.stop_token_ids = self._stop_token_ids(generation.get("eos_token_id"))
+        self.defaults = _defaults(generation)
         self._token_bytes = lru_cache(maxsize=65536)(_TokenBytes(self.tokenizer))
+
+    def _stop_token_ids(self, known: Any) -> tuple[int, ...]:
+        """The family's stop tokens that this vocabulary has and the engine does not know from the generation config."""
+        ends = set(known) if isinstance(known, list) else {known}
+        stops = self.family.stop if self.family is not None else ()
+        ids = (self.special_ids.get(stop) for stop in stops)
+        return tuple(token for token in ids if token is not None and token not in ends)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text: the template has put the special tokens in already."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of text that no template has rendered: with what the tokenizer itself puts around a text."""
+        ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -100,16 +136,14 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _template(directory: Path, config: dict[str, Any]) -> str:
+def _template(directory: Path, config: dict[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text()
     template = config.get("chat_template")
     if isinstance(template, list):  # named templates: [{"name": "default", "template": …}, …]
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
-    if not isinstance(template, str):
-        raise ModelFilesError(f"{directory} has no chat template")
-    return template
+    return template if isinstance(template, str) else None
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:

@@ -40,6 +40,11 @@ class Scheduler:
         return min((view.max_model_len for view in self._pool.views()), default=0)
 
     @property
+    def device(self) -> str:
+        """What the model's engines compute on; empty while there is none."""
+        return next((view.device for view in self._pool.views()), "")
+
+    @property
     def queued(self) -> int:
         return len(self._queue)
 
@@ -62,6 +67,7 @@ class Scheduler:
         try:
             async with asyncio.timeout_at(_loop_time(request.deadline)) as limit:
                 link, lease = await self._turn(request)
+                request.started = time.monotonic()
                 try:
                     async with link.generate(request) as stream:
                         lease.number = link.submitted

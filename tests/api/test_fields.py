@@ -150,7 +150,7 @@ PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "top_logprobs": st.integers(-1, 21),
     "stream_options": st.fixed_dictionaries({"include_usage": st.booleans() | VALUES}),
 }
-NAMES = sorted({*openai._FIELDS, *huggingface._FIELDS, "messages"})
+NAMES = sorted({*openai.FIELDS, *huggingface.FIELDS, "messages"})
 BODIES = st.fixed_dictionaries({}, optional={name: PLAUSIBLE.get(name, VALUES) | VALUES for name in NAMES})
 
 

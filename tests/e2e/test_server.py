@@ -18,7 +18,7 @@ import openai
 import psutil
 import pytest
 
-from tests.e2e.conftest import MODEL, Server
+from tests.server import MODEL, Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(300)]
 
