@@ -11,7 +11,7 @@ settings = $(if $(CONFIG),--config "$(CONFIG)") \
 	$(if $(MODEL),--set models.0.source=$(MODEL)) \
 	$(foreach one,$(SET),--set $(one))
 
-.PHONY: help up test test-fast lint bench env clean
+.PHONY: help up test test-fast lint bench tiny-models env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,8 +34,11 @@ lint: ## ruff and mypy
 bench: ## what the serving edge costs, beside `vllm serve`; ARGS="--only edge"
 	@deploy/install.sh auto test && exec .venv/bin/python -m loadtests.bench $(ARGS)
 
+tiny-models: ## tiny random models of the six families, for tests; DIR=run/tiny-models
+	@deploy/install.sh auto test && exec .venv/bin/python -m tests.tiny_models $(or $(DIR),run/tiny-models)
+
 env: ## only install
 	@deploy/install.sh auto test
 
 clean: ## remove the environment and caches of the tools
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients run .mypy_cache .ruff_cache .pytest_cache .hypothesis

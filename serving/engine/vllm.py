@@ -107,6 +107,7 @@ class VllmCore(MPClient):
             device="simulated" if settings.device == "simulated" else _device(),
         )
         self.state = CoreState(free_blocks=self.facts.total_blocks)
+        self._unsent: list[EngineCoreRequest] = []
         self._loop: AbstractEventLoop | None = None
         self._on_step: OnStep | None = None
         self._on_death: Callable[[], None] | None = None
@@ -138,9 +139,18 @@ class VllmCore(MPClient):
             )
         except (ValueError, TypeError, VLLMValidationError) as error:
             raise ValueError(str(error)) from error
-        self._send(EngineCoreRequestType.ADD, made)
+        if not self._unsent:
+            get_running_loop().call_soon(self._flush)
+        self._unsent.append(made)
+
+    def _flush(self) -> None:
+        """Send what has gathered in this turn of the loop, back to back: the core's next step takes it together."""
+        unsent, self._unsent = self._unsent, []
+        for made in unsent:
+            self._send(EngineCoreRequestType.ADD, made)
 
     def abort(self, request_ids: list[str]) -> None:
+        self._flush()
         if not self.resources.engine_dead:
             self._send(EngineCoreRequestType.ABORT, request_ids)
 

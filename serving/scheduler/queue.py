@@ -34,14 +34,20 @@ class Queue:
 
     def join(self, request: Request, retry_after: float) -> Waiting:
         """Raises `Overloaded` when the queue is full."""
-        if len(self._waiting) >= self._settings.queue_requests:
-            raise Overloaded("Model is overloaded: the queue is full", retry_after)
-        if self._waiting and self.tokens + len(request.prompt) > self._settings.queue_tokens:
-            raise Overloaded("Model is overloaded: too many prompt tokens are queued", retry_after)
+        if reason := self.refuses(request):
+            raise Overloaded(f"Model is overloaded: {reason}", retry_after)
         waiting = Waiting(request)
         self._waiting.append(waiting)
         self.tokens += len(request.prompt)
         return waiting
+
+    def refuses(self, request: Request) -> str:
+        """Why there is no room for it; empty where there is."""
+        if len(self._waiting) >= self._settings.queue_requests:
+            return "the queue is full"
+        if self._waiting and self.tokens + len(request.prompt) > self._settings.queue_tokens:
+            return "too many prompt tokens are queued"
+        return ""
 
     def head(self) -> Waiting | None:
         return self._waiting[0] if self._waiting else None

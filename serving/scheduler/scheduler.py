@@ -26,6 +26,7 @@ class Scheduler:
         self._pool = pool
         self._queue = Queue(settings)
         self._ledger = Ledger()
+        self._dispatching = False  # soon
         self._seconds_per_request = 1.0  # smoothed time between two requests that end
         self._last_end = time.monotonic()
         pool.on_change = self.dispatch
@@ -84,9 +85,11 @@ class Scheduler:
     async def _turn(self, request: Request) -> tuple[EngineLink, Lease]:
         if not self._pool.ready:
             raise ModelLoading(f"Model {request.model} is currently loading", retry_after=5.0)
+        if self._dispatching and self._queue.refuses(request):
+            self.dispatch()  # who is about to leave the queue takes nobody's place
         waiting = self._queue.join(request, self._retry_after())
         try:
-            self.dispatch()
+            self._dispatch_soon()
             return await waiting.turn
         except BaseException:
             if waiting.turn.done() and not waiting.turn.cancelled() and waiting.turn.exception() is None:
@@ -97,8 +100,15 @@ class Scheduler:
         finally:
             self._queue.leave(waiting)
 
+    def _dispatch_soon(self) -> None:
+        """Dispatch once for all that this turn of the loop brings: a burst reaches an idle engine as one batch."""
+        if not self._dispatching:
+            self._dispatching = True
+            asyncio.get_running_loop().call_soon(self.dispatch)
+
     def dispatch(self) -> None:
         """Give every engine what it has room for. Runs after each report; never awaits, so nobody herds."""
+        self._dispatching = False
         while waiting := self._queue.head():
             if waiting.turn.done():  # cancelled, and not yet out of the queue
                 self._queue.leave(waiting)

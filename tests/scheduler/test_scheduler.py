@@ -375,3 +375,19 @@ async def test_nothing_leaks_whatever_happens(seed: int) -> None:
     for task in tasks:
         if not task.cancelled():
             assert isinstance(task.exception(), DeadlineExceeded | Overloaded | EngineLost | ModelLoading | None)
+
+
+async def test_a_burst_is_one_decision() -> None:
+    """What arrives in one turn of the loop is sent in one go: an idle engine's next step takes it whole."""
+    link = HandLink("a")
+    runner = Runner(link)
+    decisions = []
+    dispatch = runner.scheduler.dispatch
+    runner.scheduler.dispatch = lambda: (decisions.append(runner.scheduler.queued), dispatch())  # type: ignore[method-assign, assignment]
+    tasks = [runner.ask(request()) for _ in range(5)]
+    await settle()
+    assert decisions[0] == 5
+    assert runner.scheduler.running == 4
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
