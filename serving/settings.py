@@ -35,6 +35,8 @@ class HttpSettings(_Section):
     """How long an idle connection is held."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 15.0
     """A stream that has been silent for so long says so with an SSE comment, so that nobody between cuts it."""
+    huggingface_eos_token: bool = False
+    """The Hugging Face dialect says `eos_token`, as text-generation-inference once did, where it says `stop`."""
     cors_origins: tuple[str, ...] = ("*",)
     """Origins whose pages may call this server from a browser. Empty: none."""
 
@@ -96,7 +98,8 @@ class EngineSettings(_Section):
     """No compilation: starts sooner, decodes slower. Default: true on a CPU, false on a GPU."""
     seed: int = 0
     grammar_backend: Literal["guidance", "xgrammar"] = "guidance"
-    """Enforces `response_format` and tool calls. The front checks with the library of `guidance`."""
+    """Enforces `response_format` and tool calls. With `xgrammar` each front compiles what is new in a process of
+    its own first, and some schemas are refused that `guidance` can enforce."""
     stall_seconds: Annotated[float, Field(gt=0)] = 60.0
     """No step for so long while there is work: the engine is unhealthy and is replaced."""
     host: str | None = None
@@ -133,6 +136,10 @@ class LimitSettings(_Section):
     """Tools in one request."""
     grammar_bytes: Annotated[int, Field(ge=1024)] = 256_000
     """Size of a request's JSON schemas and regular expressions, as the engine reads them."""
+    grammar_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """How long they may take to compile, with `xgrammar`. What takes longer is refused."""
+    grammar_items: Annotated[int, Field(ge=1)] = 10_000
+    """Sum of what a request's JSON schemas count in minItems, maxItems and their like."""
     huggingface_max_tokens: Annotated[int, Field(ge=1)] = 100
     """`max_tokens` of the Hugging Face dialect where the caller says nothing."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0

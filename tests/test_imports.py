@@ -22,8 +22,9 @@ LAYERS = {
 VENDORS = {
     "ray": {"deployment.py", "cluster.py", "launch.py"},
     "vllm": {"engine/vllm.py", "engine/vllm_scheduler.py", "engine/simulated.py"},
-    "torch": {"engine/simulated.py"},
-    "transformers": set(),
+    "torch": {"engine/simulated.py", "engine/xgrammar_check.py"},
+    "transformers": {"engine/xgrammar_check.py"},
+    "xgrammar": {"engine/xgrammar_check.py"},
     "prometheus_client": {"metrics/front.py", "metrics/engine.py", "admin.py"},
 }
 
@@ -119,6 +120,8 @@ def test_no_cycles() -> None:
 
 
 def test_a_front_loads_neither_vllm_nor_torch() -> None:
-    code = "import sys, serving.app; print([m for m in ('vllm', 'torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, serving.app; print([m for m in ('vllm', 'torch', 'transformers', 'xgrammar') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

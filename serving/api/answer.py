@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from serving.api.dialect import Call, Delta, Message, Reasoning
 from serving.api.reasoning import Thinking
 from serving.api.text import Logprob, TextStream
-from serving.api.tools.base import CallArguments, CallStart, Parser, Text
+from serving.api.tools.base import CallArguments, CallStart, Event, Parser, Text
 from serving.core import FinishReason, Output
 from serving.errors import EngineFault
 
@@ -28,8 +28,17 @@ class Choice:
     family's think markers stand between, parts are what they let through.
     """
 
-    def __init__(self, text: TextStream, parser: Parser | None = None, thinking: Thinking | None = None) -> None:
+    def __init__(
+        self,
+        text: TextStream,
+        parser: Parser | None = None,
+        thinking: Thinking | None = None,
+        *,
+        only_calls: bool = False,
+    ) -> None:
+        """`only_calls`: the grammar allows nothing else, so text is a call that was cut off before it had a name."""
         self.text = text
+        self._only_calls = only_calls
         self._parser = parser
         self._thinking = thinking
         self.wants_logprobs = text.wants_logprobs
@@ -81,7 +90,10 @@ class Choice:
     def _said(self, text: str) -> list[Delta]:
         if not text:
             return []
-        return [Text(text)] if self._parser is None else list(self._parser.feed(text))
+        return [Text(text)] if self._parser is None else self._wanted(self._parser.feed(text))
+
+    def _wanted(self, events: list[Event]) -> list[Delta]:
+        return [event for event in events if not (self._only_calls and isinstance(event, Text))]
 
     def _rest(self) -> list[Delta]:
         deltas: list[Delta] = []
@@ -91,7 +103,7 @@ class Choice:
                 deltas.append(Reasoning(thought))
             deltas += self._said(said)
         if self._parser is not None:
-            deltas += self._parser.finish()
+            deltas += self._wanted(self._parser.finish())
         return deltas
 
     def message(self, parts: list[Part]) -> Message:

@@ -53,13 +53,18 @@ class Chat:
     named_tool: str | None = None
     parallel_tool_calls: bool = True
     tool_prompt: str | None = None  # None: the format's own, where the template does not show tools
-    shape: Node | None = None  # what `response_format` asks for
+    shape: Node | None = None  # what `shape_field` asks for
+    shape_field: str = "response_format"
     splits_reasoning: bool = False  # text between a family's think markers is told apart
     returns_prompt: bool = False  # with a raw prompt: the answer repeats it
     use_cache: bool = False
     wait_for_model: bool = False
     user: str | None = None
     template_variables: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def forces_call(self) -> bool:
+        return self.tool_choice in (ToolChoice.REQUIRED, ToolChoice.NAMED)
 
     @property
     def callable_tools(self) -> tuple[Tool, ...]:

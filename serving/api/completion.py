@@ -99,11 +99,12 @@ class Completions:
             model.text,
             model.scheduler.max_model_len,
             self._limits,
+            model.compiler,
             request_id=exchange.id,
             tenant=tenant,
             seconds=seconds,
         )
-        answer = _answer(chat, exchange.id)
+        answer = _answer(chat, exchange.id, self._http)
         if chat.stream:
             async with heartbeat(exchange.reply, self._http.heartbeat_seconds, exchange.stream_headers):
                 await _stream(prepared, model, exchange, answer)
@@ -120,7 +121,7 @@ class Completions:
             self._held -= 1
 
 
-def _answer(chat: Chat, request_id: str) -> Answer:
+def _answer(chat: Chat, request_id: str, http: HttpSettings) -> Answer:
     return Answer(
         id=f"chatcmpl-{request_id}",
         model=chat.model,
@@ -128,9 +129,11 @@ def _answer(chat: Chat, request_id: str) -> Answer:
         fingerprint=FINGERPRINT,
         include_usage=chat.include_usage,
         named_call=chat.tool_choice is ToolChoice.NAMED,
+        forced_call=chat.forces_call,
         first_call_id=highest_call_id(chat.messages) + 1,
         descriptions={tool.name: tool.description for tool in chat.tools},
         prompt=chat.prompt if chat.returns_prompt else None,
+        says_eos_token=http.huggingface_eos_token,
     )
 
 

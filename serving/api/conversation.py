@@ -94,8 +94,8 @@ def _template_result(message: Message, name: str | None, form: Format) -> Messag
     result = dict(message)
     if name is not None:
         result["name"] = name
-    if "tool_call_id" in message:
-        result["tool_call_id"] = _id(message["tool_call_id"], form)
+    if "tool_call_id" in message or form.name == "mistral":
+        result["tool_call_id"] = _id(message.get("tool_call_id", ""), form)
     return result
 
 

@@ -34,9 +34,11 @@ class Answer:
     fingerprint: str
     include_usage: bool = False
     named_call: bool = False  # the caller named the tool
+    forced_call: bool = False  # a call was named or required: what is no call was cut off before it became one
     first_call_id: int = 0  # where ids are integers
     descriptions: Mapping[str, str | None] = field(default_factory=dict)  # of the tools
     prompt: str | None = None  # a raw one, to be repeated
+    says_eos_token: bool = False  # huggingface: "eos_token" where it is "stop"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,11 +50,10 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers = [pair for pair in scope["headers"] if pair[0].replace(b"-", b"_") not in _NORMALISED]
-        request_id = next((value for name, value in headers if name == b"x-request-id" and value), b"")
-        if not request_id:
-            request_id = next((value for name, value in headers if name == b"x-amzn-trace-id"), b"")
-            headers = [pair for pair in headers if pair[0] != b"x-request-id"]
-            headers.append((b"x-request-id", request_id or uuid.uuid4().hex.encode()))
+        ids = {name: value for name, value in reversed(headers) if name in _IDS and _is_text(value)}
+        request_id = ids.get(b"x-request-id") or ids.get(b"x-amzn-trace-id") or uuid.uuid4().hex.encode()
+        headers = [pair for pair in headers if pair[0] != b"x-request-id"]
+        headers.append((b"x-request-id", request_id))
         scope["headers"] = headers
         extensions = scope.setdefault("extensions", {})
         extensions[RAW_SEND] = send
@@ -68,6 +67,17 @@ class Edge:
             await send(message)
 
         await self._app(scope, receive, send_one_id)
+
+
+_IDS = (b"x-request-id", b"x-amzn-trace-id")
+
+
+def _is_text(value: bytes) -> bool:
+    """Serve reads the request id as UTF-8, and fails where it is not."""
+    try:
+        return bool(value.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 _NORMALISED = {name.replace(b"-", b"_") for name in _SERVES_OWN}

@@ -172,7 +172,7 @@ def _token_ids(path: str, value: Any) -> tuple[int, ...]:
 def _logit_bias(path: str, value: Any) -> dict[int, float]:
     biases = {}
     for key, bias in mapping(path, value).items():
-        if not key.isdecimal():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
             raise BadField(f"{path}.{key}", "must be named by a token id")
         biases[token_id(f"{path}.{key}", int(key))] = bias_of(f"{path}.{key}", bias)
     if len(biases) > 1024:

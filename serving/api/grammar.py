@@ -181,39 +181,45 @@ def _escaped(text: str) -> str:
 
 _COMBINATORS = ("allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "if", "dependentSchemas", "not")
 _OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties")
+_MERGING = ('"allOf"', '"dependentSchemas"', '"if"')
+_NAMED_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties")
+_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with `additionalProperties: false` where its author lists properties and says nothing of others.
+    """The schema as it is enforced: what is valid against the result is valid against the schema.
 
-    What is valid against the result is valid against the schema, and a model cannot wander off into
-    properties of its own invention. A schema that merges objects is left as it is: closing a part of
-    a merged object would forbid the other parts.
+    Objects get `additionalProperties: false` where their author lists properties and says nothing of
+    others, so that a model cannot wander off into properties of its own invention. A schema that
+    merges objects is not closed: closing a part of a merged object would forbid the other parts.
+    `format`s that grammars do not know are dropped, as JSON Schema has them for annotations.
     """
-    if any(word in text for text in (json.dumps(schema),) for word in ('"allOf"', '"dependentSchemas"', '"if"')):
-        return {key: value for key, value in schema.items() if key != "x-guidance"}
-    result: dict[str, Any] = _closed(schema, True)
-    result.pop("x-guidance", None)
+    text = json.dumps(schema)
+    result: dict[str, Any] = _closed(schema, closes=not any(word in text for word in _MERGING), here=True)
+    result.pop("x-guidance", None)  # options of the backend are not the caller's
     return result
 
 
-def _closed(value: Any, may_close: bool) -> Any:
+def _closed(value: Any, *, closes: bool, here: bool) -> Any:
+    """`closes`: objects may be closed at all; `here`: this one may."""
     if isinstance(value, list):
-        return [_closed(item, may_close) for item in value]
+        return [_closed(item, closes=closes, here=here) for item in value]
     if not isinstance(value, dict):
         return value
-    merged = any(word in value for word in _COMBINATORS)
     has_properties = isinstance(value.get("properties"), dict)
     out: dict[str, Any] = {}
     for key, item in value.items():
-        if key in ("properties", "$defs", "definitions", "patternProperties") and isinstance(item, dict):
-            out[key] = {name: _closed(below, True) for name, below in item.items()}
+        if key in _NAMED_SCHEMAS and isinstance(item, dict):
+            out[key] = {name: _closed(below, closes=closes, here=True) for name, below in item.items()}
         elif key in ("anyOf", "oneOf"):
-            out[key] = _closed(item, not has_properties)
-        elif key in ("items", "prefixItems", "additionalProperties"):
-            out[key] = _closed(item, True)
-        else:
+            out[key] = _closed(item, closes=closes, here=not has_properties)
+        elif key in ("items", "prefixItems", "additionalProperties", "allOf"):
+            out[key] = _closed(item, closes=closes, here=True)
+        elif not (key == "format" and item not in _FORMATS and isinstance(item, str)) and not (
+            key == "uniqueItems" and item is False
+        ):
             out[key] = item
-    if has_properties and may_close and not merged and not any(word in value for word in _OPEN):
+    merged = any(word in value for word in _COMBINATORS)
+    if closes and here and has_properties and not merged and not any(word in value for word in _OPEN):
         out["additionalProperties"] = False
     return out

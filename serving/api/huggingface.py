@@ -13,7 +13,7 @@ import orjson
 
 from serving.api import fields, messages, tool_fields
 from serving.api.chat import Chat
-from serving.api.dialect import Answer, Call, Delta, Message, Reasoning, Usage, chunk_prefix, head
+from serving.api.dialect import Answer, Delta, Message, Reasoning, Usage, chunk_prefix, head
 from serving.api.failures import Kind, NoRoute, kind_of, message_of
 from serving.api.text import Logprob
 from serving.api.tools.base import CallArguments, CallStart, Text
@@ -44,7 +44,7 @@ def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Cha
     """`model` in the body is ignored where the path has one."""
     if body.get("messages") is None:
         raise BadField("messages", "is required")
-    chat_messages = messages.check("messages", body["messages"], limits.messages)
+    chat_messages = messages.check("messages", body["messages"], limits.messages, counted_results=True)
     got = fields.read(body, FIELDS)
     got.setdefault("max_tokens", got.pop("max_completion_tokens", limits.huggingface_max_tokens))
     usage = got.pop("stream_options", {}).get("include_usage")
@@ -67,7 +67,7 @@ def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Cha
     choice = tool_fields.huggingface_choice("tool_choice", body.get("tool_choice"), chat.tools)
     chat.tool_choice, chat.named_tool = choice
     if body.get("response_format") is not None:
-        chat.shape = tool_fields.huggingface_shape("response_format", body["response_format"])
+        chat.shape = tool_fields.huggingface_shape("response_format", body["response_format"], limits)
         if chat.shape is not None and chat.tools:
             raise ToolRefused("response_format: cannot be combined with tools", "response_format")
     return chat
@@ -85,6 +85,7 @@ class encoder:  # noqa: N801 - the Dialect protocol's word
 
     def __init__(self, answer: Answer, index: int) -> None:
         self._calls = -1  # index of the open call
+        self._answer = answer
         self._first_id = answer.first_call_id
         self._choice = chunk_prefix(answer) + b',"choices":[{"index":%d,"delta":{"role":"assistant",' % index
         self._content = self._choice + b'"content":'
@@ -119,8 +120,12 @@ class encoder:  # noqa: N801 - the Dialect protocol's word
         return b'"tool_calls":' + orjson.dumps(call)
 
     def closing(self, finish: FinishReason, logprobs: list[Logprob] | None) -> bytes:
-        reason = _FINISH[finish].encode()
+        reason = _finish(finish, self._answer).encode()
         return self._content + b'""},"logprobs":' + _logprobs(logprobs) + b',"finish_reason":"%s"}]}\n\n' % reason
+
+
+def _finish(finish: FinishReason, answer: Answer) -> str:
+    return "eos_token" if finish is FinishReason.STOP and answer.says_eos_token else _FINISH[finish]
 
 
 def usage_event(answer: Answer, usage: Usage) -> bytes:
@@ -135,30 +140,39 @@ def whole(answer: Answer, choices: Sequence[Message], usage: Usage) -> bytes:
 def _choice(answer: Answer, index: int, message: Message) -> dict[str, Any]:
     said: dict[str, Any] = {"role": "assistant"}
     if message.calls:
-        said["tool_calls"] = [
-            _whole_call(answer, answer.first_call_id + position, call) for position, call in enumerate(message.calls)
-        ]
+        said["tool_calls"] = _calls(answer, message)
+    elif answer.forced_call:
+        raise _cut_off(message)
     else:
         said["content"] = message.text
     return {
         "index": index,
         "message": said,
         "logprobs": None if message.logprobs is None else {"content": [_logprob(one) for one in message.logprobs]},
-        "finish_reason": _FINISH[message.finish],
+        "finish_reason": _finish(message.finish, answer),
     }
 
 
-def _whole_call(answer: Answer, identifier: int, call: Call) -> dict[str, Any]:
-    """Arguments are an object here, so a call that was cut off cannot be told."""
-    try:
-        function: dict[str, Any] = {"name": call.name, "arguments": orjson.loads(call.arguments)}
-    except orjson.JSONDecodeError:
-        raise ToolRefused(
-            f"the call of {call.name} was cut off before its arguments were whole; raise max_tokens", "max_tokens"
-        ) from None
-    if description := answer.descriptions.get(call.name):
-        function["description"] = description
-    return {"id": identifier, "type": "function", "function": function}
+def _calls(answer: Answer, message: Message) -> list[dict[str, Any]]:
+    """Arguments are an object here, so a call that was cut off cannot be told; those before it can."""
+    told: list[dict[str, Any]] = []
+    for identifier, call in enumerate(message.calls, answer.first_call_id):
+        try:
+            function: dict[str, Any] = {"name": call.name, "arguments": orjson.loads(call.arguments)}
+        except orjson.JSONDecodeError:
+            break
+        if description := answer.descriptions.get(call.name):
+            function["description"] = description
+        told.append({"id": identifier, "type": "function", "function": function})
+    if not told:
+        raise _cut_off(message)
+    return told
+
+
+def _cut_off(message: Message) -> ToolRefused:
+    if message.finish is FinishReason.STOP_SEQUENCE:
+        return ToolRefused("the call was cut off by a stop sequence before it was whole", "stop")
+    return ToolRefused("the call was cut off before it was whole; raise max_tokens", "max_tokens")
 
 
 def _logprobs(logprobs: list[Logprob] | None) -> bytes:

@@ -9,24 +9,30 @@ import orjson
 from serving.api import fields
 from serving.errors import BadField
 
+_NESTING = 64  # levels of arguments that come as text, where nobody has counted them yet
+_DIGITS = 15  # of ids that count: what every client reads as an integer
 
-def check(path: str, value: Any, limit: int) -> list[dict[str, Any]]:
-    """Messages as a chat template reads them. Raises `BadField` naming the message and its key."""
+
+def check(path: str, value: Any, limit: int, *, counted_results: bool) -> list[dict[str, Any]]:
+    """Messages as a chat template reads them. `counted_results`: a result may name its call by an integer.
+
+    Raises `BadField` naming the message and its key.
+    """
     items = fields.array(path, value)
     if not items:
         raise BadField(path, "must hold at least one message")
     if len(items) > limit:
         raise BadField(path, f"must hold at most {limit} messages, not {len(items)}")
-    return [_message(f"{path}[{position}]", item) for position, item in enumerate(items)]
+    return [_message(f"{path}[{position}]", item, counted_results) for position, item in enumerate(items)]
 
 
 def highest_call_id(messages: list[dict[str, Any]]) -> int:
     """The highest of the integer ids that the conversation's calls have; -1 where there is none."""
     ids = [call["id"] for message in messages for call in message.get("tool_calls", ())]
-    return max((int(id_) for id_ in ids if id_.isascii() and id_.isdecimal()), default=-1)
+    return max((int(id_) for id_ in ids if id_.isascii() and id_.isdecimal() and len(id_) <= _DIGITS), default=-1)
 
 
-def _message(path: str, value: Any) -> dict[str, Any]:
+def _message(path: str, value: Any, counted_results: bool) -> dict[str, Any]:
     message = fields.mapping(path, value)
     role = message.get("role")
     if role is None:
@@ -36,10 +42,11 @@ def _message(path: str, value: Any) -> dict[str, Any]:
     clean: dict[str, Any] = {"role": role, "content": _content(f"{path}.content", message.get("content"))}
     if message.get("name") is not None:
         clean["name"] = fields.text(f"{path}.name", message["name"])
-    if calls := message.get("tool_calls"):
-        clean["tool_calls"] = _calls(f"{path}.tool_calls", calls)
+    if message.get("tool_calls") is not None and (calls := _calls(f"{path}.tool_calls", message["tool_calls"])):
+        clean["tool_calls"] = calls
     if message.get("tool_call_id") is not None:
-        clean["tool_call_id"] = _id(f"{path}.tool_call_id", message["tool_call_id"])
+        read = _id if counted_results else fields.text
+        clean["tool_call_id"] = read(f"{path}.tool_call_id", message["tool_call_id"])
     if clean["content"] is None:
         if "tool_calls" not in clean:
             raise BadField(f"{path}.content", "is required")
@@ -69,10 +76,12 @@ def _calls(path: str, value: Any) -> list[dict[str, Any]]:
 
 def _call(path: str, value: Any) -> dict[str, Any]:
     call = fields.mapping(path, value)
-    if call.get("type", "function") != "function":
+    if call.get("type") != "function":
         raise BadField(f"{path}.type", "must be 'function'")
     function = fields.mapping(f"{path}.function", call.get("function"))
     name = fields.text(f"{path}.function.name", function.get("name"))
+    if function.get("description") is not None:
+        fields.text(f"{path}.function.description", function["description"])
     arguments = _arguments(f"{path}.function.arguments", function.get("arguments"))
     id_ = _id(f"{path}.id", call.get("id"))
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
@@ -85,6 +94,7 @@ def _arguments(path: str, value: Any) -> dict[str, Any]:
             value = orjson.loads(value or "{}")
         except orjson.JSONDecodeError as error:
             raise BadField(path, f"must be an object or the JSON text of one: {error.msg}") from None
+        fields.check_nesting(path, value, _NESTING)
     if not isinstance(value, dict):
         raise BadField(path, f"must be an object or the JSON text of one, not {fields.kind(value)}")
     return value

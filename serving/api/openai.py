@@ -50,7 +50,7 @@ FIELDS: dict[str, fields.Check] = {
 }
 
 # A template's own words for what it is given: a caller may not give them again.
-_TEMPLATES_OWN = {"messages", "tools", "add_generation_prompt"}
+_TEMPLATES_OWN = {"self", "messages", "tools", "add_generation_prompt"}
 
 
 def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Chat:
@@ -58,7 +58,7 @@ def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Cha
         raise BadField("model", "is required")
     if body.get("messages") is None:
         raise BadField("messages", "is required")
-    chat_messages = messages.check("messages", body["messages"], limits.messages)
+    chat_messages = messages.check("messages", body["messages"], limits.messages, counted_results=False)
     got = fields.read(body, FIELDS)
     if "max_completion_tokens" in got:
         got["max_tokens"] = got.pop("max_completion_tokens")
@@ -89,7 +89,7 @@ def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Cha
             raise BadField("tools", "must hold at least one tool")
     chat.tool_choice, chat.named_tool = tool_fields.openai_choice("tool_choice", body.get("tool_choice"), chat.tools)
     if body.get("response_format") is not None:
-        chat.shape = tool_fields.openai_shape("response_format", body["response_format"])
+        chat.shape = tool_fields.openai_shape("response_format", body["response_format"], limits)
     return chat
 
 

@@ -12,7 +12,7 @@ import msgspec
 from serving.api import conversation
 from serving.api.answer import Choice
 from serving.api.chat import Chat, ToolChoice
-from serving.api.compiler import compiled
+from serving.api.compiler import Compiler
 from serving.api.grammar import Json, Node, OneOf
 from serving.api.reasoning import Thinking
 from serving.api.text import TextStream
@@ -39,6 +39,7 @@ async def prepare(
     text: ModelText,
     max_model_len: int,
     limits: LimitSettings,
+    compiler: Compiler,
     *,
     request_id: str,
     tenant: str,
@@ -59,7 +60,7 @@ async def prepare(
         model=chat.model,
         prompt=prompt,
         sampling=_sampling(chat, text, room),
-        grammar=await _grammar(chat, text, form, limits),
+        grammar=await _grammar(chat, text, form, limits, compiler),
         tenant=tenant,
         arrived=now,
         deadline=now + seconds,
@@ -74,7 +75,8 @@ def _nth(request: Request, number: int) -> Request:
     """The same request with a seed of its own: several choices are meant to differ."""
     sampling = request.sampling
     if sampling.seed is not None:
-        sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + number) & (2**63 - 1))
+        seed = (sampling.seed + number + 2**63) % 2**64 - 2**63  # the engine's seeds have 64 bits and a sign
+        sampling = msgspec.structs.replace(sampling, seed=seed)
     return dataclasses.replace(request, id=f"{request.id}-{number}", sampling=sampling)
 
 
@@ -118,14 +120,17 @@ def _sampling(chat: Chat, text: ModelText, room: int) -> Sampling:
     )
 
 
-async def _grammar(chat: Chat, text: ModelText, form: Format, limits: LimitSettings) -> Grammar | None:
+async def _grammar(
+    chat: Chat, text: ModelText, form: Format, limits: LimitSettings, compiler: Compiler
+) -> Grammar | None:
     if chat.tool_choice is ToolChoice.NONE:
         if chat.shape is None:
             return None
-        return await compiled(chat.shape, "response_format", limits.grammar_bytes)
+        return await compiler.compiled(chat.shape, chat.shape_field, limits.grammar_bytes)
     for position, tool in enumerate(chat.tools):  # one by one first: to say which is wrong
-        await compiled(Json(tool.parameters), f"tools[{position}].function.parameters", limits.grammar_bytes)
-    return await compiled(_calls(chat, text, form), "tools", limits.grammar_bytes)
+        field = f"tools[{position}].function.{tool.schema_field}"
+        await compiler.compiled(Json(tool.parameters), field, limits.grammar_bytes)
+    return await compiler.compiled(_calls(chat, text, form), "tools", limits.grammar_bytes)
 
 
 def _calls(chat: Chat, text: ModelText, form: Format) -> Node:
@@ -141,7 +146,8 @@ def _calls(chat: Chat, text: ModelText, form: Format) -> Node:
 
 def _choice(chat: Chat, text: ModelText, form: Format, rendered: str) -> Choice:
     tools = chat.callable_tools
-    think = text.think if chat.splits_reasoning else None
+    only_said = chat.forces_call or chat.shape is not None  # the grammar leaves no room for a thought
+    think = text.think if chat.splits_reasoning and not only_said else None
     thinking = Thinking(*think, inside=rendered.rstrip().endswith(think[0])) if think is not None else None
     shown = set(form.specials() if tools else ()) | set(think or ())
     hidden = None
@@ -150,4 +156,4 @@ def _choice(chat: Chat, text: ModelText, form: Format, rendered: str) -> Choice:
     elif shown & text.special_ids.keys():
         hidden = frozenset(token for special, token in text.special_ids.items() if special not in shown)
     stream = TextStream(text, chat.stop, chat.min_tokens, chat.logprobs, hidden=hidden)
-    return Choice(stream, form.parser(tools) if tools else None, thinking)
+    return Choice(stream, form.parser(tools) if tools else None, thinking, only_calls=chat.forces_call)

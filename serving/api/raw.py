@@ -69,7 +69,8 @@ def parse(body: dict[str, Any], model: str | None, limits: LimitSettings) -> Cha
         **got,
     )
     if grammar is not None:
-        chat.shape = tool_fields.huggingface_shape("parameters.grammar", grammar)
+        chat.shape_field = "parameters.grammar"
+        chat.shape = tool_fields.huggingface_shape("parameters.grammar", grammar, limits)
     return chat
 
 

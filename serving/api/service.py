@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from serving.api.compiler import Compiler, Guidance
+from serving.api.tools import registry
 from serving.errors import UnknownModel
 from serving.models.text import ModelText
 from serving.scheduler.scheduler import Scheduler
@@ -15,6 +17,11 @@ class ServedModel:
     text: ModelText
     scheduler: Scheduler
     created: int
+    compiler: Compiler = field(default_factory=Guidance)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a tool format that is not there: at the start, and not with the first request."""
+        registry.find(self.text.tool_format)
 
 
 class Models:

@@ -6,12 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from serving.api import fields
 from serving.api.chat import ToolChoice
 from serving.api.grammar import Json, Node, Regex
 from serving.api.tools.base import Tool
 from serving.errors import BadField, ToolRefused
 from serving.settings import LimitSettings
+
+_COUNTS = {"minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"}
 
 Choice = tuple[ToolChoice, str | None]
 
@@ -27,6 +31,7 @@ def tools(path: str, value: Any, limits: LimitSettings, *, schema_required: bool
     items = fields.array(path, value)
     if len(items) > limits.tools:
         raise BadField(path, f"must hold at most {limits.tools} tools, not {len(items)}")
+    _check_size(path, items, limits)
     found = [_tool(f"{path}[{position}]", item, schema_required) for position, item in enumerate(items)]
     names: set[str] = set()
     for position, tool in enumerate(found):
@@ -34,6 +39,25 @@ def tools(path: str, value: Any, limits: LimitSettings, *, schema_required: bool
             raise BadField(f"{path}[{position}].function.name", f"{tool.name!r} is the name of an earlier tool")
         names.add(tool.name)
     return tuple(found)
+
+
+def _check_size(path: str, value: Any, limits: LimitSettings) -> None:
+    """Before anything is made of a schema: the event loop must not wait for one request, nor memory be filled by it."""
+    if (size := len(orjson.dumps(value))) > limits.grammar_bytes:
+        raise BadField(path, f"has {size} bytes, at most {limits.grammar_bytes} are allowed")
+    # A grammar writes out what is counted: a few bytes of schema become gigabytes.
+    counted, level = 0, [value]
+    while level:
+        item = level.pop()
+        if isinstance(item, list):
+            level += item
+        elif isinstance(item, dict):
+            level += item.values()
+            for key in _COUNTS & item.keys():
+                if isinstance(item[key], int | float):
+                    counted += item[key]
+                    if counted > limits.grammar_items:
+                        raise BadField(path, f"{key}: more than {limits.grammar_items} items or properties in all")
 
 
 def _tool(path: str, value: Any, schema_required: bool) -> Tool:
@@ -48,7 +72,8 @@ def _tool(path: str, value: Any, schema_required: bool) -> Tool:
     if description is not None:
         fields.text(f"{path}.function.description", description)
     key = next((key for key in ("parameters", "arguments") if function.get(key) is not None), "parameters")
-    return Tool(name, description, _parameters(f"{path}.function.{key}", function.get(key), schema_required))
+    parameters = _parameters(f"{path}.function.{key}", function.get(key), schema_required)
+    return Tool(name, description, parameters, key)
 
 
 def _parameters(path: str, value: Any, required: bool) -> dict[str, Any]:
@@ -112,35 +137,41 @@ def _named(path: str, name: Any, given: tuple[Tool, ...]) -> Choice:
     return ToolChoice.NAMED, name
 
 
-def openai_shape(path: str, value: Any) -> Node | None:
+def openai_shape(path: str, value: Any, limits: LimitSettings) -> Node | None:
     """text, json_object or json_schema. https://platform.openai.com/docs/guides/structured-outputs"""
     form = fields.mapping(path, value)
+    _check_size(path, form, limits)
     match form.get("type"):
         case "text":
             return None
         case "json_object":
-            return Json({"type": "object"})
+            return _object_shape(path, form)
         case "json_schema":
             wrapper = fields.mapping(f"{path}.json_schema", form.get("json_schema"))
             return Json(fields.mapping(f"{path}.json_schema.schema", wrapper.get("schema")))
     raise BadField(f"{path}.type", "must be 'text', 'json_object' or 'json_schema'")
 
 
-def huggingface_shape(path: str, value: Any) -> Node | None:
+def huggingface_shape(path: str, value: Any, limits: LimitSettings) -> Node | None:
     """TGI's json and regex with their `value`, OpenAI's forms, and what clients make of mixing the two."""
     form = fields.mapping(path, value)
+    _check_size(path, form, limits)
     match form.get("type"):
         case "text":
             return None
         case "json" | "json_object":
-            if form.get("value") is None:
-                return Json({"type": "object"})
-            return Json(fields.mapping(f"{path}.value", form["value"]))
+            return _object_shape(path, form)
         case "regex":
             return Regex(fields.text(f"{path}.value", form.get("value")))
         case "json_schema":
             return Json(_wrapped_schema(path, form))
     raise BadField(f"{path}.type", "must be 'text', 'json', 'json_object', 'json_schema' or 'regex'")
+
+
+def _object_shape(path: str, form: Mapping[str, Any]) -> Node:
+    """Any object, or one of the schema that some clients send along, as `value` or as `schema`."""
+    key = next((key for key in ("value", "schema") if form.get(key) is not None), None)
+    return Json({"type": "object"} if key is None else fields.mapping(f"{path}.{key}", form[key]))
 
 
 def _wrapped_schema(path: str, form: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class VllmCore(MPClient):
         self._loop: AbstractEventLoop | None = None
         self._on_step: OnStep | None = None
         self._on_death: Callable[[], None] | None = None
+        self._warm_up()
 
     def start_engine_core_monitor(self) -> None:
         """Watch the core's processes. vLLM's own monitor closes the sockets from its thread, under
@@ -126,22 +127,38 @@ class VllmCore(MPClient):
 
         threading.Thread(target=watch, daemon=True, name="engine-core-monitor").start()
 
+    def _warm_up(self) -> None:
+        """Run one structured request while nobody waits.
+
+        The first one makes both the core and this process build the grammar backend's view of the
+        vocabulary: seconds in which no other request would move.
+        """
+        one_letter = StructuredOutputsParams(regex="[a-z]")
+        params = SamplingParams(max_tokens=1, structured_outputs=one_letter, detokenize=False, skip_clone=True)
+        self._send(EngineCoreRequestType.ADD, self._made("warm-up", [0], params, 0))
+        finished = False
+        while not finished:
+            frames = cast(list[zmq.Frame], self._outputs.recv_multipart(copy=False))
+            self.resources.validate_alive(frames)
+            step: EngineCoreOutputs = self.decoder.decode(frames)
+            finished = any(output.finish_reason is not None for output in step.outputs)
+
     # requests
 
     def submit(self, request_id: str, request: messages.Submit, prompt: list[int]) -> None:
-        try:
-            made: EngineCoreRequest = self._inputs.process_inputs(
-                request_id,
-                tokens_input(prompt),
-                _sampling_params(request.sampling, request.grammar),
-                ("generate",),
-                priority=request.priority,
-            )
-        except (ValueError, TypeError, VLLMValidationError) as error:
-            raise ValueError(str(error)) from error
+        made = self._made(request_id, prompt, _sampling_params(request.sampling, request.grammar), request.priority)
         if not self._unsent:
             get_running_loop().call_soon(self._flush)
         self._unsent.append(made)
+
+    def _made(self, request_id: str, prompt: list[int], params: SamplingParams, priority: int) -> EngineCoreRequest:
+        try:
+            made: EngineCoreRequest = self._inputs.process_inputs(
+                request_id, tokens_input(prompt), params, ("generate",), priority=priority
+            )
+        except (ValueError, TypeError, VLLMValidationError) as error:
+            raise ValueError(str(error)) from error
+        return made
 
     def _flush(self) -> None:
         """Send what has gathered in this turn of the loop, back to back: the core's next step takes it together."""

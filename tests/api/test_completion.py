@@ -1,4 +1,4 @@
-"""The endpoint in process: real parsing, real text, a scheduler that a test plays by hand."""
+"""The endpoint in process: what goes in, what comes out, and how it ends."""
 
 from __future__ import annotations
 
@@ -6,65 +6,31 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from serving.api import routes
 from serving.api.edge import DIRECT
-from serving.api.service import Models, ServedModel
-from serving.core import Finished, FinishReason, Output, Request
+from serving.core import FinishReason, Output, Request
 from serving.engine.base import TokenStream
 from serving.errors import DeadlineExceeded, EngineLost, EngineRefused, Overloaded
 from serving.models.text import ModelText
-from serving.settings import Settings
-
-OPENAI, HUGGINGFACE = "/v1/chat/completions", "/models/org/tiny/v1/chat/completions"
-HELLO = [{"role": "user", "content": "hi"}]
-
-
-class HandScheduler:
-    """Feeds each request with what `script` makes of it."""
-
-    ready, max_model_len, device = True, 512, "cpu"
-
-    def __init__(self, text: ModelText) -> None:
-        self.requests: list[Request] = []
-        self.left = 0
-        self.script: Callable[[TokenStream, Request], None] = self.say("Hello wörld", FinishReason.STOP)
-        self.refuse: Exception | None = None
-        self._text = text
-
-    def say(self, words: str, finish: FinishReason) -> Callable[[TokenStream, Request], None]:
-        def script(stream: TokenStream, request: Request) -> None:
-            for number, token in enumerate(self._text.encode(words)):
-                stream.feed(Output([token], cached_tokens=0 if number == 0 else None))
-            stream.feed(Output([2], finish))
-
-        return script
-
-    @asynccontextmanager
-    async def generate(self, request: Request) -> AsyncIterator[TokenStream]:
-        if self.refuse:
-            raise self.refuse
-        self.requests.append(request)
-        stream = TokenStream()
-        self.script(stream, request)
-        try:
-            yield stream
-        finally:
-            self.left += 1
-
-
-class Log:
-    def __init__(self) -> None:
-        self.finished_requests: list[Finished] = []
-
-    def finished(self, request: Finished) -> None:
-        self.finished_requests.append(request)
+from serving.settings import HttpSettings, Settings
+from tests.api.hand import (
+    HELLO,
+    HUGGINGFACE,
+    OPENAI,
+    HandScheduler,
+    Log,
+    Wire,
+    app_of,
+    chunks,
+    client_of,
+    tool,
+    until,
+)
 
 
 @pytest.fixture
@@ -79,24 +45,13 @@ def log() -> Log:
 
 @pytest.fixture
 def app(scheduler: HandScheduler, text: ModelText, log: Log) -> ASGIApp:
-    @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        yield
-
-    models = Models([ServedModel("org/tiny", text, scheduler, 1)], {"alias": "org/tiny"})  # type: ignore[arg-type]
-    return routes.build(models, Settings(), log, lifespan)
+    return app_of(text, scheduler, log)
 
 
 @pytest.fixture
 async def client(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:  # type: ignore[arg-type]
+    async with client_of(app) as client:
         yield client
-
-
-def chunks(answer: httpx.Response) -> list[Any]:
-    *events, done, rest = answer.text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
 async def test_an_openai_answer(client: httpx.AsyncClient, log: Log) -> None:
@@ -343,33 +298,6 @@ async def test_a_client_that_goes_away_ends_its_request(app: ASGIApp, scheduler:
     assert log.finished_requests[0].outcome == "cancelled"
 
 
-class Wire:
-    """The ASGI server's side of one exchange, with a client that can go away."""
-
-    def __init__(self, app: Any, body: dict[str, Any], path: str = OPENAI, **extensions: Any) -> None:
-        self._parts = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
-        self.gone = asyncio.Event()
-        self.sent: list[Any] = []
-        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "extensions": extensions}
-        self.task = asyncio.create_task(app(scope, self._receive, self._send))
-
-    async def _receive(self) -> Any:
-        if self._parts:
-            return self._parts.pop()
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Any) -> None:
-        await asyncio.sleep(0)  # as when the client reads slowly
-        self.sent.append(message)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(2):
-        while not condition():
-            await asyncio.sleep(0)
-
-
 STREAM = {"model": "org/tiny", "messages": HELLO, "stream": True}
 
 
@@ -555,3 +483,52 @@ async def test_health_and_readiness(client: httpx.AsyncClient, scheduler: HandSc
     scheduler.ready = False
     assert (await client.get("/ready")).status_code == 503
     assert (await client.get("/health")).status_code == 200
+
+
+def past(identifier: Any, arguments: Any) -> list[dict[str, Any]]:
+    call = {"id": identifier, "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    result = {"role": "tool", "tool_call_id": identifier, "content": "1"}
+    return [*HELLO, {"role": "assistant", "tool_calls": [call]}, result, *HELLO]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": past("9" * 30, {})},
+        {"messages": past("9" * 5000, {})},
+        {"messages": past(2**64 - 1, {})},
+        {"messages": past("a", '{"a": ' + "[" * 900 + "]" * 900 + "}")},
+        {"logit_bias": {"9" * 5000: 1}},
+        {"chat_template_kwargs": {"self": 1}},
+        {"chat_template_kwargs": {"variables": 1, "template": 1, "namespace": 1}},
+    ],
+    ids=["long id", "longest id", "largest id", "nested arguments", "long token id", "self", "other words"],
+)
+async def test_nothing_that_a_caller_says_is_our_failure(
+    client: httpx.AsyncClient, scheduler: HandScheduler, log: Log, change: dict[str, Any]
+) -> None:
+    scheduler.script = scheduler.say('<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>')
+    body = {"model": "org/tiny", "messages": HELLO, "tools": [tool("weather")]} | change
+    for path in (OPENAI, HUGGINGFACE):
+        for stream in (False, True):
+            answer = await client.post(path, json=body | {"stream": stream})
+            assert answer.status_code in (200, 400, 422), answer.text
+    assert {finished.outcome for finished in log.finished_requests} <= {"completed", "bad_request"}
+
+
+@pytest.mark.parametrize("path", [OPENAI, HUGGINGFACE])
+async def test_a_stream_that_has_to_wait_says_so_and_cannot_refuse_any_more(
+    text: ModelText, scheduler: HandScheduler, log: Log, path: str
+) -> None:
+    app = app_of(text, scheduler, log, Settings(http=HttpSettings(heartbeat_seconds=0.03)))
+    streams: list[TokenStream] = []
+    scheduler.script = lambda stream, request: streams.append(stream)
+    wire = Wire(app, STREAM, path)
+    await until(lambda: wire.body.count(b":\n\n") > 1)
+    streams.pop().fail(Overloaded("too late for a status"))
+    await wire.task
+    assert wire.sent[0]["status"] == 200
+    *beats, event, done, rest = wire.body.split(b"\n\n")
+    assert set(beats) == {b":"}
+    assert json.loads(event.removeprefix(b"data: "))["error"]
+    assert (done, rest) == (b"data: [DONE]", b"")

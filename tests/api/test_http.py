@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from serving.api.edge import RAW_SEND
-from serving.api.http import ClientGone, Reply, read_body, seconds_header, until_disconnect
+from serving.api import http
+from serving.api.edge import DIRECT, RAW_SEND
+from serving.api.http import ClientGone, Reply, heartbeat, read_body, seconds_header, until_disconnect
 from serving.errors import BadField, BadSyntax, TooLarge
 from serving.settings import LimitSettings
 
@@ -168,6 +170,129 @@ async def test_a_whole_answer_says_its_length() -> None:
     assert start["status"] == 404
     assert start["headers"] == [(b"content-type", b"application/json"), (b"content-length", b"4")]
     assert body["body"] == b"four"
+
+
+# --- silence ------------------------------------------------------------------------------------------------------
+
+SILENCE = 15.0  # seconds after which a stream counts as silent
+BEAT = {"type": "http.response.body", "body": b":\n\n", "more_body": True}
+OPENED = {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b"), (b"x-request-id", b"1")]}
+
+
+class Clock:
+    """Sleep ends when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._asked = 0.0
+        self._sleeper: asyncio.Future[None] | None = None
+
+    async def sleep(self, seconds: float) -> None:
+        self._asked, self._sleeper = seconds, asyncio.get_running_loop().create_future()
+        await self._sleeper
+
+    async def tick(self) -> None:
+        """Let the next sleeper wake, at its time."""
+        while self._sleeper is None:
+            await asyncio.sleep(0)
+        sleeper, self._sleeper = self._sleeper, None
+        self.seconds += self._asked
+        if not sleeper.done():
+            sleeper.set_result(None)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(http, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": clock.sleep}))
+    return clock
+
+
+class Stream:
+    """A reply, and what the server was given to send."""
+
+    def __init__(self, **extensions: Any) -> None:
+        self.sent: list[Any] = []
+        self.reply = Reply({"extensions": extensions}, self._send, [(b"x-request-id", b"1")])
+
+    async def _send(self, message: Any) -> None:
+        await asyncio.sleep(0)
+        self.sent.append(message)
+
+    def beating(self) -> Any:
+        return heartbeat(self.reply, SILENCE, lambda: [(b"a", b"b")])
+
+
+async def test_a_silent_stream_says_so_each_time_that_it_has_been_silent_for_long(clock: Clock) -> None:
+    stream = Stream()
+    async with stream.beating():
+        await stream.reply.start(200, [(b"a", b"b")])
+        await stream.reply.write(b"token")
+        for beats in range(1, 4):
+            began = clock.seconds
+            while stream.sent.count(BEAT) < beats:
+                await clock.tick()
+            assert SILENCE <= clock.seconds - began < SILENCE * 1.5
+    assert stream.sent.count(OPENED) == 1
+
+
+async def test_a_stream_that_has_not_begun_is_started(clock: Clock) -> None:
+    stream = Stream()
+    async with stream.beating():
+        while not stream.sent:
+            await clock.tick()
+        assert stream.reply.started
+        await stream.reply.start(500, [])  # comes too late to say anything else
+        await stream.reply.write(b"token")
+    assert stream.sent[:2] == [OPENED, BEAT]
+    assert [message["type"] for message in stream.sent].count("http.response.start") == 1
+
+
+@pytest.mark.parametrize("straight", [False, True], ids=["through the layers", "straight to the socket"])
+async def test_a_stream_that_flows_is_not_interrupted(clock: Clock, straight: bool) -> None:
+    writer = SimpleNamespace(writes=0)
+    stream = Stream(**{DIRECT: writer})
+
+    async def write() -> None:
+        if straight:
+            writer.writes += 1
+        else:
+            await stream.reply.write(b"token")
+
+    async with stream.beating():
+        await stream.reply.start(200, [])
+        while clock.seconds < 10 * SILENCE:
+            await write()
+            await clock.tick()
+            await clock.tick()
+        assert BEAT not in stream.sent
+        while BEAT not in stream.sent:  # and when it stops flowing
+            await clock.tick()
+        assert clock.seconds < 11.5 * SILENCE
+
+
+async def test_nothing_is_said_after_the_end(clock: Clock) -> None:
+    stream = Stream()
+    async with stream.beating():
+        await stream.reply.start(200, [])
+        await clock.tick()
+        await stream.reply.finish(b"done")
+    sent = list(stream.sent)
+    for _ in range(5):
+        await clock.tick() if clock._sleeper is not None else await asyncio.sleep(0)
+    assert stream.sent == sent
+    assert len(asyncio.all_tasks()) == 1  # nobody watches any more
+
+
+async def test_errors_and_cancellations_pass_a_heartbeat() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with Stream().beating():
+            raise ZeroDivisionError
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01), Stream().beating():
+            await asyncio.sleep(5)
 
 
 # --- seconds ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from serving.errors import BadField
 
 
 def check(*items: Any) -> list[dict[str, Any]]:
-    return messages.check("messages", list(items), 3)
+    return messages.check("messages", list(items), 3, counted_results=True)
 
 
 def test_what_a_template_reads() -> None:
@@ -53,7 +53,7 @@ def test_what_is_wrong_is_named(message: Any, field: str) -> None:
 @pytest.mark.parametrize("value", [None, {}, "hi", [], [{"role": "user", "content": "x"}] * 4])
 def test_their_number_is_bounded(value: Any) -> None:
     with pytest.raises(BadField) as caught:
-        messages.check("messages", value, 3)
+        messages.check("messages", value, 3, counted_results=True)
     assert caught.value.field == "messages"
 
 

@@ -16,6 +16,8 @@ class Tool:
     name: str
     description: str | None
     parameters: dict[str, Any]
+    schema_field: str = "parameters"
+    """What the caller called it, for errors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ A package offers a `Format` object under the entry point group `serving.tool_for
 from __future__ import annotations
 
 import difflib
+from functools import lru_cache
 from importlib.metadata import entry_points
 
 from serving.api.tools.base import Format
@@ -23,6 +24,7 @@ _BUILT_IN: dict[str, Format] = {
 _BUILT_IN["hermes"] = _BUILT_IN["json_tags"]
 
 
+@lru_cache
 def find(name: str) -> Format:
     """The format of this name. Raises `ValueError` that lists the names there are."""
     if name in _BUILT_IN:

@@ -1,0 +1,1 @@
+"""Real clients, unmodified, each in its own environment, against the real server."""
