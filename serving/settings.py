@@ -129,7 +129,7 @@ class LimitSettings(_Section):
     """What a request may be."""
 
     body_bytes: Annotated[int, Field(ge=1024)] = 2_000_000
-    nesting: Annotated[int, Field(ge=1, le=500)] = 64
+    nesting: Annotated[int, Field(ge=1, le=200)] = 64
     """Levels of nested JSON."""
     messages: Annotated[int, Field(ge=1)] = 4096
     tools: Annotated[int, Field(ge=1)] = 128

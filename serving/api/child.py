@@ -85,13 +85,13 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             return self._process
         began = time.monotonic()
-        self._process = process = await asyncio.create_subprocess_exec(
-            *self._command, str(os.getpid()), stdin=PIPE, stdout=PIPE, limit=self._most_bytes
-        )
         try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *self._command, str(os.getpid()), stdin=PIPE, stdout=PIPE, limit=self._most_bytes
+            )
             first = await self._said(process, self._start_seconds)
-        except (TooSlow, Died) as error:
-            raise RuntimeError(f"{self._name} did not start ({type(error).__name__})") from error
+        except (OSError, TooSlow, Died) as error:
+            raise RuntimeError(f"{self._name} did not start: {type(error).__name__} {error}") from error
         if "ready" not in first:
             await self.stop()
             raise RuntimeError(f"{self._name} did not start: {first.get('failed')}")

@@ -46,11 +46,14 @@ def _appended(messages: list[Message], text: str) -> list[Message]:
 
 def _with_past_calls(messages: list[Message], can: Capabilities, form: Format) -> list[Message]:
     names = {call["id"]: call["function"]["name"] for message in messages for call in message.get("tool_calls", ())}
+    waiting: list[dict[str, Any]] = []  # calls whose results have not come
     out: list[Message] = []
     for message in messages:
         if "tool_calls" in message:
+            waiting = list(message["tool_calls"])
             message = _shown_calls(message, form) if not can.tool_calls else _template_calls(message, can, form)
         elif message["role"] == "tool":
+            message = _of_its_call(message, waiting)
             name = message.get("name") or names.get(message.get("tool_call_id", ""))
             if not can.tool_role:
                 _say_as_user(out, form.result(name, message["content"]))
@@ -61,6 +64,16 @@ def _with_past_calls(messages: list[Message], can: Capabilities, form: Format) -
             continue
         out.append(message)
     return [{key: value for key, value in message.items() if key != "rewritten"} for message in out]
+
+
+def _of_its_call(message: Message, waiting: list[dict[str, Any]]) -> Message:
+    """The result with the id of its call. Without one it is of the first that waits, of its name if it has one."""
+    identifier, name = message.get("tool_call_id"), message.get("name")
+    for call in waiting:
+        if call["id"] == identifier if identifier is not None else name in (None, call["function"]["name"]):
+            waiting.remove(call)
+            return message | {"tool_call_id": call["id"]}
+    return message
 
 
 def _say_as_user(out: list[Message], content: str) -> None:

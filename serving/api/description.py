@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -241,9 +242,18 @@ def _section(method: str, path: str, operation: Schema) -> str:
     return body
 
 
+def _flat(properties: Schema) -> Iterator[tuple[str, Schema]]:
+    """Properties, with those of a section under their full names: `parameters.top_p`."""
+    for field, described in properties.items():
+        if "properties" in described:
+            yield from ((f"{field}.{inner}", schema) for inner, schema in described["properties"].items())
+        else:
+            yield field, described
+
+
 def _table(schema: Schema) -> str:
     rows = []
-    for field, described in schema["properties"].items():
+    for field, described in _flat(schema["properties"]):
         star = " *" if field in schema["required"] else ""
         options = [one for one in described.get("anyOf", [described]) if one != {"type": "null"}]
         said = " or ".join(json.dumps(one) if len(json.dumps(one)) < 200 else one.get("type", "…") for one in options)

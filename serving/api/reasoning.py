@@ -14,12 +14,13 @@ class Thinking:
         self._opening, self._closing = opening, closing
         self._inside = inside
         self._over = False
+        self._saying = False  # something else than an empty line has been said
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str]:
         """(thought, said), as far as they can be told by now."""
         if self._over:
-            return "", text
+            return "", self._said(text)
         text, self._held = self._held + text, ""
         if not self._inside:
             begun = text.lstrip()
@@ -27,16 +28,23 @@ class Thinking:
                 self._held = text
                 return "", ""
             if not begun.startswith(self._opening):
-                self._over = True
+                self._over = self._saying = True
                 return "", text
             self._inside, text = True, begun[len(self._opening) :]
         thought, closing, said = text.partition(self._closing)
         if closing:
             self._over = True
-            return thought, said.lstrip("\n")
+            return thought, self._said(said)
         keep = _suffix_like(text, self._closing)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], ""
+
+    def _said(self, text: str) -> str:
+        """Empty lines between thought and answer are neither."""
+        if not self._saying:
+            text = text.lstrip("\n")
+            self._saying = bool(text)
+        return text
 
     def finish(self) -> tuple[str, str]:
         held, self._held = self._held, ""

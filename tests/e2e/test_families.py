@@ -29,7 +29,7 @@ from tests.server import STOP_SECONDS, Server, free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(600)]
 
-START_SECONDS = 400  # on a machine that does other things as well; a quiet one with two cores takes 100
+START_SECONDS = 400  # two cores that also do other things took 130
 # Six engines that each take all cores would wait for each other.
 ONE_THREAD_EACH = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 IDS = {family.name: family.example for family in FAMILIES if family.name in tiny_models.TINY}
