@@ -27,6 +27,10 @@ def names() -> list[str]:
     return [NODE, *sorted(path.stem for path in LISTS.glob("*.txt"))]
 
 
+def has_node() -> bool:
+    return shutil.which("node") is not None and shutil.which("npm") is not None
+
+
 def make(name: str) -> Path:
     """The environment's folder, with everything on its list in it."""
     place, listed = PLACE / name, LISTS / ("node/package.json" if name == NODE else f"{name}.txt")
@@ -50,7 +54,7 @@ def make(name: str) -> Path:
 
 def make_all(wanted: Iterable[str]) -> dict[str, float]:
     """Makes those that are not there yet, and says how many seconds each took."""
-    wanted = [name for name in names() if name in set(wanted)]
+    wanted = [name for name in names() if name in set(wanted) and (name != NODE or has_node())]
 
     def timed(name: str) -> float:
         start = time.monotonic()

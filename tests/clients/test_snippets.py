@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from shutil import which
 from typing import Any
 
 import pytest
@@ -92,14 +93,24 @@ def output_of(server: Server, language: str, asked: str) -> Any:
     return json.loads(run(here.replace(INPUTS, asked)).stdout)
 
 
-@pytest.mark.parametrize("language", SNIPPETS)
+NEEDS = {"curl": "curl", "python": "python3", "javascript": "node"}
+LANGUAGES = pytest.mark.parametrize(
+    "language",
+    [
+        pytest.param(language, marks=pytest.mark.skipif(not which(program), reason=f"{program} is not on this machine"))
+        for language, program in NEEDS.items()
+    ],
+)
+
+
+@LANGUAGES
 def test_the_snippet_as_it_is(server: Server, language: str) -> None:
     (answer,) = output_of(server, language, INPUTS)
     assert set(answer) == {"generated_text"}
     assert answer["generated_text"].strip()
 
 
-@pytest.mark.parametrize("language", SNIPPETS)
+@LANGUAGES
 def test_the_snippet_with_messages(server: Server, language: str) -> None:
     answer = output_of(server, language, MESSAGES)
     assert answer["object"] == "chat.completion"
