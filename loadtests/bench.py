@@ -4,7 +4,7 @@ Edge cost is the CPU time of every process that a stack started, but vLLM's own 
 Worker, for each streamed token. Everything runs on loopback; the results go to
 loadtests/results/bench.json. Numbers of one run compare; numbers of two machines do not.
 
-usage: python -m loadtests.bench [--only edge|model|front] [--repeat 5] [--rust FILE]
+usage: python -m loadtests.bench [--only edge|throughput|model|front] [--repeat 5] [--rust FILE]
 """
 
 from __future__ import annotations
@@ -191,6 +191,7 @@ def measured(running: Running, model: str, concurrency: int, requests: int, max_
     roles: dict[str, float] = {}
     tokens = requests * max_tokens  # ignore_eos: every request runs to its end; half characters may share an event
     result["tokens_per_s"] = round(tokens / result["wall_s"], 1)
+    result["events_per_s"] = round(result["tokens"] / result["wall_s"], 1)  # vLLM joins tokens when it falls behind
     for pid, (line, seconds) in running.cpu().items():
         cost = (seconds - before.get(pid, ("", 0.0))[1]) * 1e6 / tokens
         roles[_role(line)] = roles.get(_role(line), 0.0) + cost
@@ -226,6 +227,13 @@ def edge(names: list[str], repeat: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         model = str(one_layer.prepare(Path(scratch) / one_layer.NAME))
         return side_by_side(names, model, ((64, 512, 128), (128, 512, 128)), repeat, ONE_THREAD)
+
+
+def throughput(repeat: int) -> dict[str, Any]:
+    """The same loads with all cores for the engine, and nothing up but the two that are compared."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model = str(one_layer.prepare(Path(scratch) / one_layer.NAME))
+        return side_by_side(["ours", "vllm"], model, ((64, 512, 128), (128, 512, 128)), repeat)
 
 
 def real_model(names: list[str], repeat: int) -> dict[str, Any]:
@@ -264,6 +272,7 @@ def ratios(results: dict[str, Any], base: str) -> dict[str, Any]:
     measures: dict[str, Callable[[dict[str, Any]], float]] = {
         "edge_us": lambda found: found["edge_us"],
         "tokens_per_s": lambda found: found["tokens_per_s"],
+        "events_per_s": lambda found: found["events_per_s"],
         "ttft_p50": lambda found: found["ttft_ms"]["p50"],
         "itl_p99": lambda found: found["itl_ms"]["p99"],
     }
@@ -318,7 +327,7 @@ def _resident(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["edge", "model", "front"])
+    parser.add_argument("--only", choices=["edge", "throughput", "model", "front"])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--stacks", help="comma-separated; default: all, which are: " + ", ".join(STACKS))
     parser.add_argument("--rust", type=Path, metavar="FILE", help="vllm-rs of a vllm wheel: measure that front end too")
@@ -336,6 +345,8 @@ def main() -> None:
         report["front"] = front()
     if options.only in (None, "edge"):
         report["edge"] = edge(names, options.repeat)
+    if options.only in (None, "throughput"):
+        report["throughput"] = throughput(options.repeat)
     if options.only in (None, "model"):
         report["model"] = real_model(names, options.repeat)
     RESULTS.mkdir(exist_ok=True)

@@ -154,6 +154,8 @@ class SchedulerSettings(_Section):
     queue_requests: Annotated[int, Field(ge=1)] = 1024
     queue_tokens: Annotated[int, Field(ge=1)] = 8_000_000
     """Prompt tokens that may wait."""
+    gather_seconds: Annotated[float, Field(ge=0, le=1)] = 0.004
+    """While engines run, requests that come within this time are placed together, at the latest with the next step."""
     steps_ahead: Annotated[int, Field(ge=1)] = 2
     """Steps' worth of prompts that an engine may hold waiting, so that its next steps are full."""
 

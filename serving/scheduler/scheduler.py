@@ -101,10 +101,18 @@ class Scheduler:
             self._queue.leave(waiting)
 
     def _dispatch_soon(self) -> None:
-        """Dispatch once for all that this turn of the loop brings: a burst reaches an idle engine as one batch."""
+        """Dispatch once for all that this turn of the loop brings: a burst reaches an idle engine as one batch.
+
+        While engines run, what comes would wait for a step to end anyway; gathering it for a moment keeps
+        requests that came together in one step, where else some would hold up the others' decode.
+        """
         if not self._dispatching:
             self._dispatching = True
-            asyncio.get_running_loop().call_soon(self.dispatch)
+            loop = asyncio.get_running_loop()
+            if any(view.running for view in self._pool.views()):
+                loop.call_later(self._settings.gather_seconds, self.dispatch)
+            else:
+                loop.call_soon(self.dispatch)
 
     def dispatch(self) -> None:
         """Give every engine what it has room for. Runs after each report; never awaits, so nobody herds."""

@@ -23,19 +23,19 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with start_server(SETTINGS, tmp_path_factory.mktemp("server") / "log") as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     url = os.environ.get("CONFORMANCE_URL") or request.getfixturevalue("server").url
     with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api(client: httpx.Client) -> Api:
     return Api(client)

@@ -9,7 +9,7 @@ import pytest
 from tests.server import EXACT_AND_SMALL, Server, start_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
     with start_server({"engine.replicas": 2, **EXACT_AND_SMALL}, log) as server:

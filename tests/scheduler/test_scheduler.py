@@ -391,3 +391,24 @@ async def test_a_burst_is_one_decision() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_while_an_engine_runs_requests_gather() -> None:
+    """A moment, or until the next report: what came together is placed together."""
+    link = HandLink("a")
+    link.view.running = 1
+    runner = Runner(link, gather_seconds=0.05)
+    first = runner.ask(request())
+    await settle()
+    assert (runner.scheduler.queued, link.submitted) == (1, 0)
+    second = runner.ask(request())
+    await settle()
+    runner.scheduler.dispatch()  # a report
+    await settle()
+    assert (runner.scheduler.queued, link.submitted) == (0, 2)
+    third = runner.ask(request())
+    await asyncio.sleep(0.1)
+    assert link.submitted == 3
+    for task in (first, second, third):
+        task.cancel()
+    await asyncio.gather(first, second, third, return_exceptions=True)
