@@ -146,18 +146,19 @@ class VllmCore(MPClient):
     # requests
 
     def submit(self, request_id: str, request: messages.Submit, prompt: list[int]) -> None:
-        made = self._made(request_id, prompt, _sampling_params(request.sampling, request.grammar), request.priority)
+        try:
+            params = _sampling_params(request.sampling, request.grammar)
+            made = self._made(request_id, prompt, params, request.priority)
+        except (ValueError, TypeError, VLLMValidationError) as error:
+            raise ValueError(str(error)) from error
         if not self._unsent:
             get_running_loop().call_soon(self._flush)
         self._unsent.append(made)
 
     def _made(self, request_id: str, prompt: list[int], params: SamplingParams, priority: int) -> EngineCoreRequest:
-        try:
-            made: EngineCoreRequest = self._inputs.process_inputs(
-                request_id, tokens_input(prompt), params, ("generate",), priority=priority
-            )
-        except (ValueError, TypeError, VLLMValidationError) as error:
-            raise ValueError(str(error)) from error
+        made: EngineCoreRequest = self._inputs.process_inputs(
+            request_id, tokens_input(prompt), params, ("generate",), priority=priority
+        )
         return made
 
     def _flush(self) -> None:
