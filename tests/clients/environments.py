@@ -54,7 +54,8 @@ def make(name: str) -> Path:
 
 def make_all(wanted: Iterable[str]) -> dict[str, float]:
     """Makes those that are not there yet, and says how many seconds each took."""
-    wanted = [name for name in names() if name in set(wanted) and (name != NODE or has_node())]
+    asked = set(wanted)
+    wanted = [name for name in names() if name in asked and (name != NODE or has_node())]
 
     def timed(name: str) -> float:
         start = time.monotonic()

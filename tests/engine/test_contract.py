@@ -371,6 +371,9 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
+GONE_SECONDS = 10  # the core is gone at once; a worker ends its step and unloads what it had imported
+
+
 async def all_gone(processes: list[psutil.Process], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not all(map(gone, processes)):
@@ -390,7 +393,7 @@ async def test_the_core_dies_with_its_replica(tmp_path: Path, device: str) -> No
         with pytest.raises(EngineLost):
             async for _ in stream:
                 pass
-        assert await all_gone(family, 2), [process for process in family if not gone(process)]
+        assert await all_gone(family, GONE_SECONDS), [process for process in family if not gone(process)]
 
 
 @pytest.mark.parametrize(("device", "busy"), [("simulated", False), ("auto", True)])
@@ -408,4 +411,4 @@ async def test_the_replica_ends_with_its_core(tmp_path: Path, device: str, busy:
                         pass
             assert link.transport is None
         assert there.process.wait(2) == 1
-        assert await all_gone(family, 2), [process for process in family if not gone(process)]
+        assert await all_gone(family, GONE_SECONDS), [process for process in family if not gone(process)]

@@ -26,7 +26,7 @@ async def test_the_handshake(bench: Bench) -> None:
     assert peer.challenge.nonce != other.challenge.nonce
     assert bench.host.gauges()["fronts"] == 0
     peer.send(messages.Hello("f", proof(SECRET, peer.challenge.nonce)))
-    assert await peer.read(messages.Welcome) == messages.Welcome("e", "m", 16, 100, 512, 8, 256)
+    assert await peer.read(messages.Welcome) == messages.Welcome("e", "m", 16, 100, 512, 8, 256, "cpu")
     assert (await peer.read(messages.Step)).report == messages.Report(1, 0, 0, 100, 0, 0, 0.0)
     assert bench.host.gauges()["fronts"] == 1
 
